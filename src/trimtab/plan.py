@@ -123,6 +123,8 @@ def _text(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return "+".join(_text(item) for item in value)
     return str(value)
 
 

@@ -156,6 +156,12 @@ def _convert(value: Any, hint: Any, what: str) -> Any:
             if value == choice or str(value) == str(choice):
                 return choice
         raise ConfigError(f"{what} is {value!r}; allowed: {', '.join(map(str, allowed))}")
+    if origin is tuple:  # tuple[int, ...]: a list is written 256+512+1024
+        element = typing.get_args(hint)[0]
+        items = value.split("+") if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)):
+            items = [items]
+        return tuple(_convert(item, element, what) for item in items)
     if hint is bool:
         if isinstance(value, bool):
             return value
