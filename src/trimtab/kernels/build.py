@@ -1,0 +1,104 @@
+"""Builds the C++ kernels on first use and keeps them in the user's cache folder.
+
+One small shared library a weight type, compiled for this very processor by whichever C++20 compiler is
+found (`CXX`, g++, clang++). Without a compiler everything still runs on plain torch, only slower; `doctor`
+says which of the two is in use.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+log = logging.getLogger("trimtab.kernels")
+
+SOURCE = Path(__file__).parent / "cpu"
+CPP_TYPES = {"float32": "float", "bfloat16": "bf16", "float16": "f16"}
+FLAGS = ["-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-fno-trapping-math"]
+
+
+@functools.cache
+def compiler() -> str | None:
+    """Path of a C++ compiler, or None."""
+    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
+        if name and (path := shutil.which(name)):
+            return path
+    return None
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "trimtab" / "kernels"
+
+
+@functools.cache
+def _key() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(SOURCE.iterdir()):
+        if path.suffix in (".h", ".cpp"):
+            digest.update(path.name.encode() + path.read_bytes())
+    digest.update(" ".join([*FLAGS, compiler() or "", platform.machine()]).encode())
+    cpuinfo = Path("/proc/cpuinfo")  # a cache folder may be shared between unlike processors
+    if cpuinfo.exists():
+        flags = [line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))]
+        digest.update("".join(flags[:1]).encode())
+    return digest.hexdigest()[:16]
+
+
+def library_path(dtype: str) -> Path:
+    return cache_folder() / f"trimtab-{dtype}-{_key()}.so"
+
+
+def is_built(dtype: str) -> bool:
+    return dtype in CPP_TYPES and library_path(dtype).exists()
+
+
+def build(dtype: str) -> Path | None:
+    """Path of the library for weights of `dtype`, compiling it if need be; None if that cannot be done here."""
+    target = library_path(dtype)
+    if target.exists():
+        return target
+    cxx = compiler()
+    if cxx is None or sys.platform == "win32":
+        return None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(suffix=".so", dir=target.parent)
+        os.close(handle)
+    except OSError as error:
+        log.warning("cannot write the kernel cache %s (%s); running on plain torch", target.parent, error)
+        return None
+    log.info("compiling the %s CPU kernels once (about 10 s)", dtype)
+    command = [cxx, *FLAGS, f"-DTT_TYPE={CPP_TYPES[dtype]}", str(SOURCE / "trimtab.cpp"), "-o", scratch]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+        os.replace(scratch, target)
+        return target
+    except (subprocess.SubprocessError, OSError) as error:
+        detail = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[:3]
+        log.warning("the CPU kernels did not compile (%s); running on plain torch", " | ".join(detail))
+        return None
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+
+
+def build_in_background(dtype: str) -> None:
+    """Start a detached build, so that a short-lived process need not wait for it; the next one finds it."""
+    if compiler() is None or is_built(dtype):
+        return
+    code = f"from trimtab.kernels.build import build; build({dtype!r})"
+    subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )

@@ -1,0 +1,267 @@
+// Attention of new rows over paged keys and values, one output and one logsumexp per (row, query head).
+//
+// A page holds 16 tokens of one layer's one KV head: K as [d, 16] (so sixteen scores are one vector and no
+// lane is ever summed across), then V as [16, d]. Tables of page numbers may be per sequence (`full`) or per
+// sequence and head (eviction). Scores are taken in superblocks of 512 keys at absolute offsets with an
+// online softmax between them, so a row's result does not depend on chunking or on its neighbours.
+#pragma once
+#include <vector>
+
+#include "simd.h"
+#include "team.h"
+
+constexpr int PAGE = 16;
+constexpr int SUPER = 512;
+constexpr int MAX_ROWS = 16;
+
+struct Paged {           // mirrored field by field in kernels/native.py
+  void* arena;           // pages of 2 * 16 * d elements
+  const int32_t* table;  // page numbers
+  const int32_t* start;  // rows already held before this step, per (sequence, head) or per sequence
+  const int32_t* spans;  // [n_spans, 3]: sequence, first row, one past the last row of this step
+  const uint8_t* mask;   // optional visibility among new rows, spans' [n, n] squares one after another
+  i64 table_seq, table_head;            // strides of `table`
+  i64 page_mul, page_add, page_head;    // page = table[...] * page_mul + page_add + head * page_head
+  i64 start_seq, start_head;            // strides of `start`
+  int32_t n_spans, window, causal_new;  // window: keys a row may look back on, itself included; 0 = all
+  int32_t H, G, d;
+  float scale;
+};
+
+static inline i64 page_of(const Paged& c, int seq, int g, int j) {
+  return (i64)c.table[seq * c.table_seq + g * c.table_head + j] * c.page_mul + c.page_add + g * c.page_head;
+}
+static inline int held(const Paged& c, int seq, int g) { return c.start[seq * c.start_seq + g * c.start_head]; }
+
+template <class E> static inline E* page_ptr(const Paged& c, i64 page) { return (E*)c.arena + page * 2 * PAGE * c.d; }
+
+// Writes rows [r0, r1) of k and v (float [N, G, d]) of one span behind the rows held.
+template <class E> static void write_rows(const Paged& c, const float* k, const float* v, int span, int r0, int r1) {
+  const int32_t* s = c.spans + span * 3;
+  for (int r = r0; r < r1; r++)
+    for (int g = 0; g < c.G; g++) {
+      int at = held(c, s[0], g) + r - s[1];
+      E* page = page_ptr<E>(c, page_of(c, s[0], g, at / PAGE));
+      const float *kr = k + ((i64)r * c.G + g) * c.d, *vr = v + ((i64)r * c.G + g) * c.d;
+      for (int i = 0; i < c.d; i++) from_float(kr[i], page + i * PAGE + at % PAGE);
+      E* vp = page + PAGE * c.d + (at % PAGE) * c.d;
+      for (int i = 0; i < c.d; i++) from_float(vr[i], vp + i);
+    }
+}
+// The same for whichever of rows [r0, r1) each span has.
+template <class E> static void write_share(const Paged& c, const float* k, const float* v, int r0, int r1) {
+  for (int s = 0; s < c.n_spans; s++) {
+    int a = c.spans[s * 3 + 1], b = c.spans[s * 3 + 2];
+    a = a > r0 ? a : r0;
+    b = b < r1 ? b : r1;
+    if (a < b) write_rows<E>(c, k, v, s, a, b);
+  }
+}
+
+// scores of R queries against P pages: each score is one chain over the channels.
+template <class E, int R, int P>
+static inline void score_pages(const float* const* q, const E* const* pages, int d, V out[R][P]) {
+  V acc[R][P] = {};
+  for (int i = 0; i < d; i++) {
+#pragma GCC unroll 8
+    for (int p = 0; p < P; p++) {
+      V k = load16(pages[p] + i * PAGE);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) acc[r][p] += k * q[r][i];
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int p = 0; p < P; p++) out[r][p] = acc[r][p];
+}
+
+// out[r, 16*c0 ..] += sum_j p[r, j] * v[j, ...] over `count` keys, C vectors of channels at once.
+template <class E, int R, int C>
+static inline void weigh_values(const float* const* p, const E* const* pages, int count, int d, int c0, float* const* out) {
+  V acc[R][C];
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < C; c++) acc[r][c] = loadv(out[r] + (c0 + c) * LANES);
+  for (int j = 0; j < count; j++) {
+    const E* v = pages[j / PAGE] + PAGE * d + (j % PAGE) * d + c0 * LANES;
+#pragma GCC unroll 8
+    for (int c = 0; c < C; c++) {
+      V x = load16(v + c * LANES);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) acc[r][c] += x * p[r][j];
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < C; c++) storev(out[r] + (c0 + c) * LANES, acc[r][c]);
+}
+
+template <class E, int R>
+static void scores_of(const float* const* q, const E* const* pages, int n, int d, float* const* s) {
+  constexpr int P = R >= 8 ? 1 : (R >= 4 ? 2 : 4);
+  int p = 0;
+  for (; p + P <= n; p += P) {
+    V o[R][P];
+    score_pages<E, R, P>(q, pages + p, d, o);
+    for (int r = 0; r < R; r++)
+      for (int i = 0; i < P; i++) storev(s[r] + (p + i) * PAGE, o[r][i]);
+  }
+  for (; p < n; p++) {
+    V o[R][1];
+    score_pages<E, R, 1>(q, pages + p, d, o);
+    for (int r = 0; r < R; r++) storev(s[r] + p * PAGE, o[r][0]);
+  }
+}
+template <class E, int R>
+static void values_of(const float* const* p, const E* const* pages, int count, int d, float* const* out) {
+  constexpr int C = R >= 8 ? 1 : (R >= 4 ? 2 : 4);
+  int c = 0, n = d / LANES;
+  for (; c + C <= n; c += C) weigh_values<E, R, C>(p, pages, count, d, c, out);
+  for (; c < n; c++) weigh_values<E, R, 1>(p, pages, count, d, c, out);
+}
+
+#define ROW_CASES(F, R, ...)                                                                   \
+  switch (R) {                                                                                 \
+    case 1: F<E, 1>(__VA_ARGS__); break;   case 2: F<E, 2>(__VA_ARGS__); break;                \
+    case 3: F<E, 3>(__VA_ARGS__); break;   case 4: F<E, 4>(__VA_ARGS__); break;                \
+    case 5: F<E, 5>(__VA_ARGS__); break;   case 6: F<E, 6>(__VA_ARGS__); break;                \
+    case 7: F<E, 7>(__VA_ARGS__); break;   case 8: F<E, 8>(__VA_ARGS__); break;                \
+    default: F<E, 16>(__VA_ARGS__); break;                                                     \
+  }
+
+// Scratch of one thread; sized once per step.
+struct Scratch {
+  std::vector<float> q, s, out;
+  void size(int d) {
+    q.resize((size_t)MAX_ROWS * d);
+    out.resize((size_t)MAX_ROWS * d);
+    s.resize((size_t)MAX_ROWS * SUPER);
+  }
+};
+
+// The keys row `r` of a span may see: [lo, hi).
+static inline void visible(const Paged& c, int base, int i, int n_new, int& lo, int& hi) {
+  hi = c.causal_new ? base + i + 1 : base + n_new;
+  lo = c.window && hi > c.window ? hi - c.window : 0;
+}
+
+// One work item: query pairs [pair0, pair0 + R) of a span for KV head g; a pair is (row, head in the group).
+// `put(row, head, out, lse)` receives each result; with `sums` the probabilities are added there instead.
+template <class E, class Put>
+static void attend_item(const Paged& c, Scratch& w, const float* q, const i64* mask_at, int span, int g, int pair0, int R,
+                        const Put& put) {
+  const int32_t* s = c.spans + span * 3;
+  const int group = c.H / c.G, d = c.d, n_new = s[2] - s[1], base = held(c, s[0], g);
+  const int RT = R <= 8 ? R : 16;  // lanes of the row template; unused rows repeat the last one
+  const float* qp[MAX_ROWS];
+  float *sp[MAX_ROWS], *op[MAX_ROWS];
+  const float* pp[MAX_ROWS];
+  int lo[MAX_ROWS], hi[MAX_ROWS], first = 1 << 30, last = 0;
+  float m[MAX_ROWS], l[MAX_ROWS];
+  for (int r = 0; r < RT; r++) {
+    int pair = pair0 + (r < R ? r : R - 1), i = pair / group, head = g * group + pair % group;
+    const float* src = q + ((i64)(s[1] + i) * c.H + head) * d;
+    float* dst = w.q.data() + (i64)r * d;
+    for (int k = 0; k < d; k++) dst[k] = src[k] * c.scale;
+    qp[r] = dst;
+    op[r] = w.out.data() + (i64)r * d;
+    sp[r] = w.s.data() + (i64)r * SUPER;
+    pp[r] = sp[r];
+    memset(op[r], 0, d * sizeof(float));
+    visible(c, base, i, n_new, lo[r], hi[r]);
+    if (lo[r] < first) first = lo[r];
+    if (hi[r] > last) last = hi[r];
+    m[r] = -INFINITY;
+    l[r] = 0;
+  }
+  for (int sb = first / SUPER * SUPER; sb < last; sb += SUPER) {
+    const int count = last - sb < SUPER ? last - sb : SUPER, n_pages = (count + PAGE - 1) / PAGE;
+    const E* pages[SUPER / PAGE];
+    for (int p = 0; p < n_pages; p++) pages[p] = page_ptr<E>(c, page_of(c, s[0], g, sb / PAGE + p));
+    ROW_CASES(scores_of, RT, qp, pages, n_pages, d, sp)
+    for (int r = 0; r < RT; r++) {
+      const int i = (pair0 + (r < R ? r : R - 1)) / group;
+      float* x = sp[r];
+      int a = lo[r] - sb, b = hi[r] - sb;
+      a = a < 0 ? 0 : (a > n_pages * PAGE ? n_pages * PAGE : a);
+      b = b < 0 ? 0 : (b > n_pages * PAGE ? n_pages * PAGE : b);
+      for (int j = 0; j < a; j++) x[j] = -INFINITY;
+      for (int j = b; j < n_pages * PAGE; j++) x[j] = -INFINITY;
+      if (c.mask)
+        for (int j = base > sb ? base - sb : 0; j < b; j++)
+          if (!c.mask[mask_at[span] + (i64)i * n_new + (sb + j - base)]) x[j] = -INFINITY;
+      V top = splat(-INFINITY);
+      for (int j = 0; j < n_pages * PAGE; j += LANES) {
+        V y = loadv(x + j);
+        top = y > top ? y : top;
+      }
+      float peak = max_lanes(top);
+      if (peak == -INFINITY) {  // nothing visible here: the row's state must not change by a bit
+        memset(x, 0, n_pages * PAGE * sizeof(float));
+        continue;
+      }
+      float next = peak > m[r] ? peak : m[r];
+      V total = V{}, shift = splat(next);
+      for (int j = 0; j < n_pages * PAGE; j += LANES) {
+        V y = exp_neg(loadv(x + j) - shift);
+        storev(x + j, y);
+        total += y;
+      }
+      if (m[r] != -INFINITY && next != m[r]) {
+        float fade = expf(m[r] - next);
+        l[r] *= fade;
+        for (int k = 0; k < d; k++) op[r][k] *= fade;
+      }
+      l[r] += sum_lanes(total);
+      m[r] = next;
+    }
+    ROW_CASES(values_of, RT, pp, pages, count, d, op)
+  }
+  for (int r = 0; r < R; r++) {
+    int pair = pair0 + r;
+    float inv = l[r] > 0 ? 1.0f / l[r] : 0.0f;
+    for (int k = 0; k < d; k++) op[r][k] *= inv;
+    put(s[1] + pair / group, g * group + pair % group, op[r], l[r] > 0 ? m[r] + logf(l[r]) : -INFINITY);
+  }
+}
+
+// All items of the step, taken by threads from the team's counter. Call between two barriers.
+template <class E, class Put>
+static void attend_all(Team& team, const Paged& c, Scratch& w, const float* q, const i64* mask_at, const Put& put) {
+  const int group = c.H / c.G;
+  i64 want = team.take(), at = 0;
+  for (int span = 0; span < c.n_spans; span++) {
+    int pairs = (c.spans[span * 3 + 2] - c.spans[span * 3 + 1]) * group;
+    int tiles = (pairs + MAX_ROWS - 1) / MAX_ROWS;
+    i64 items = (i64)tiles * c.G;
+    for (; want < at + items; want = team.take()) {
+      int g = (int)((want - at) / tiles), t = (int)((want - at) % tiles);
+      int left = pairs - t * MAX_ROWS;
+      attend_item<E>(c, w, q, mask_at, span, g, t * MAX_ROWS, left < MAX_ROWS ? left : MAX_ROWS, put);
+    }
+    at += items;
+  }
+}
+
+// sums[g][j] += sum over the span's rows and the head group of p(row, j), given each row's logsumexp.
+template <class E>
+static void column_sums(const Paged& c, Scratch& w, const float* q, const float* lse, int span, int g, int row0, float* sums) {
+  const int32_t* s = c.spans + span * 3;
+  const int group = c.H / c.G, d = c.d, n_new = s[2] - s[1], base = held(c, s[0], g);
+  for (int i = row0; i < n_new; i++) {
+    int lo, hi;
+    visible(c, base, i, n_new, lo, hi);
+    for (int h = g * group; h < (g + 1) * group; h++) {
+      const float* src = q + ((i64)(s[1] + i) * c.H + h) * d;
+      float* scaled = w.q.data();
+      for (int k = 0; k < d; k++) scaled[k] = src[k] * c.scale;
+      V z = splat(lse[(i64)(s[1] + i) * c.H + h]);
+      for (int j = lo / PAGE * PAGE; j < hi; j += PAGE) {
+        const E* page = page_ptr<E>(c, page_of(c, s[0], g, j / PAGE));
+        V o[1][1];
+        const float* qp[1] = {scaled};
+        score_pages<E, 1, 1>(qp, &page, d, o);
+        V p = exp_neg(o[0][0] - z);
+        for (int t = 0; t < PAGE; t++)
+          if (j + t >= lo && j + t < hi) sums[j + t] += p[t];
+      }
+    }
+  }
+}

@@ -1,0 +1,260 @@
+// One decoder step of a dense Llama-like model over N flattened rows, straight from the checkpoint's weights.
+//
+// Either the whole step runs in one call (`full` cache), or layer by layer with the attention left to a cache
+// policy in between; both go through the same phases, so they give the same bits.
+#pragma once
+#include <vector>
+
+#include "attention.h"
+#include "matmul.h"
+#include "team.h"
+
+struct Layer {  // mirrored in kernels/native.py; absent parts are null
+  const void *q, *k, *v, *o, *gate, *up, *down;
+  const float *norm1, *norm2, *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias, *q_norm, *k_norm;
+  i64 window;
+};
+struct Shape {
+  int32_t n_layers, D, I, H, G, d, vocab;
+  float eps;
+  const void *embed, *head;
+  const float* norm;
+  const Layer* layers;
+};
+struct Step {
+  const i64* tokens;
+  const float *cos, *sin;      // [N, d / 2]
+  const int32_t* logit_rows;   // rows whose logits are wanted
+  float *logits, *hidden;      // [n_logits, vocab]; optional [N, D] after the final norm
+  int32_t n, n_logits;
+};
+
+// Rows of activations in the layout matmul wants: stride padded to CHUNK, bf16 de-interleaved, tail zero.
+struct Rows {
+  std::vector<float> data;
+  int stride = 0;
+  void size(int n, int k) {
+    stride = padded(k);
+    if (data.size() < (size_t)n * stride) data.assign((size_t)n * stride, 0.0f);
+  }
+  float* row(int i) { return data.data() + (i64)i * stride; }
+};
+
+static inline void rms_scale(const float* x, int n, float eps, const float* w, float* out) {
+  V acc = V{};
+  int i = 0;
+  for (; i + LANES <= n; i += LANES) acc += loadv(x + i) * loadv(x + i);
+  float ss = sum_lanes(acc);
+  for (; i < n; i++) ss += x[i] * x[i];
+  float s = 1.0f / sqrtf(ss / n + eps);
+  for (i = 0; i < n; i++) out[i] = x[i] * s * w[i];
+}
+
+struct Model {
+  Shape s;
+  Team& team;
+  std::vector<float> x, q, k, v, attn, gate;
+  std::vector<Scratch> scratch;
+  Rows in, mid, act;  // inputs of qkv and gate/up, of o, of down
+  std::vector<i64> mask_at;
+
+  Model(const Shape& shape, Team& t) : s(shape), team(t), scratch(t.n) {
+    for (auto& w : scratch) w.size(s.d > 16 ? s.d : 16);
+  }
+  void size(int n) {
+    auto grow = [&](std::vector<float>& b, i64 c) { if (b.size() < (size_t)(n * c)) b.resize(n * c); };
+    grow(x, s.D); grow(q, s.H * s.d); grow(k, s.G * s.d); grow(v, s.G * s.d); grow(gate, 2 * s.I);
+    in.size(n, s.D);
+    mid.size(n, s.H * s.d);
+    act.size(n, s.I);
+  }
+
+  template <class W> void embed(int t, const i64* tokens, int n, float* out) {
+    Range r = share(n, 1, t, team.n);
+    for (int i = r.begin; i < r.end; i++) {
+      const W* e = (const W*)s.embed + tokens[i] * s.D;
+      for (int j = 0; j < s.D; j++) out[(i64)i * s.D + j] = to_float(e[j]);
+    }
+  }
+  template <class W> void norm_into(int t, const float* x, int n, const float* w, Rows& out) {
+    Range r = share(n, 1, t, team.n);
+    std::vector<float>& tmp = scratch[t].s;
+    if (tmp.size() < (size_t)s.D) tmp.resize(s.D);
+    for (int i = r.begin; i < r.end; i++) {
+      rms_scale(x + (i64)i * s.D, s.D, s.eps, w, tmp.data());
+      float* o = out.row(i);
+      for (int j = 0; j < s.D; j++) o[slot<W>(j)] = tmp[j];
+    }
+  }
+  // out[m, n] = matmul + bias over this thread's part of one weight inside a concatenation at `offset`.
+  template <class W>
+  void project(Range mine, int offset, int width, const void* w, const float* bias, Rows& a, int n, i64 K, float* out) {
+    int b = mine.begin - offset, e = mine.end - offset;
+    b = b < 0 ? 0 : b;
+    e = e > width ? width : e;
+    if (b >= e) return;
+    matmul(a.row(0), a.stride, n, (const W*)w, K, Range{b, e},
+           [&](int m, int j, float y) { out[(i64)m * width + j] = bias ? y + bias[j] : y; });
+  }
+  template <class W> void qkv(int t, const Layer& l, int n, float* qo, float* ko, float* vo) {
+    int nq = s.H * s.d, nk = s.G * s.d;
+    Range mine = share(nq + 2 * nk, 8, t, team.n);
+    project<W>(mine, 0, nq, l.q, l.q_bias, in, n, s.D, qo);
+    project<W>(mine, nq, nk, l.k, l.k_bias, in, n, s.D, ko);
+    project<W>(mine, nq + nk, nk, l.v, l.v_bias, in, n, s.D, vo);
+  }
+  void head_norms(int t, const Layer& l, int n, float* qo, float* ko) {
+    if (!l.q_norm) return;
+    Range r = share(n, 1, t, team.n);
+    for (int i = r.begin; i < r.end; i++) {
+      for (int h = 0; h < s.H; h++) {
+        float* p = qo + ((i64)i * s.H + h) * s.d;
+        rms_scale(p, s.d, s.eps, l.q_norm, p);
+      }
+      for (int h = 0; h < s.G; h++) {
+        float* p = ko + ((i64)i * s.G + h) * s.d;
+        rms_scale(p, s.d, s.eps, l.k_norm, p);
+      }
+    }
+  }
+  static void rotate(float* x, int heads, int d, const float* cos, const float* sin) {
+    int half = d / 2;
+    for (int h = 0; h < heads; h++) {
+      float *a = x + (i64)h * d, *b = a + half;
+      for (int i = 0; i < half; i++) {
+        float p = a[i], r = b[i];
+        a[i] = p * cos[i] - r * sin[i];
+        b[i] = r * cos[i] + p * sin[i];
+      }
+    }
+  }
+  template <class W> void out_proj(int t, const Layer& l, int n, float* x) {
+    matmul(mid.row(0), mid.stride, n, (const W*)l.o, (i64)s.H * s.d, share(s.D, 8, t, team.n),
+           [&](int m, int j, float y) { x[(i64)m * s.D + j] += l.o_bias ? y + l.o_bias[j] : y; });
+  }
+  template <class W> void gate_up(int t, const Layer& l, int n) {
+    Range r = share(s.I, 16, t, team.n);
+    if (r.begin >= r.end) return;
+    float *g = gate.data(), *u = g + (i64)n * s.I;
+    matmul(in.row(0), in.stride, n, (const W*)l.gate, s.D, r,
+           [&](int m, int j, float y) { g[(i64)m * s.I + j] = l.gate_bias ? y + l.gate_bias[j] : y; });
+    matmul(in.row(0), in.stride, n, (const W*)l.up, s.D, r,
+           [&](int m, int j, float y) { u[(i64)m * s.I + j] = l.up_bias ? y + l.up_bias[j] : y; });
+    for (int m = 0; m < n; m++) {
+      float* o = act.row(m);
+      for (int j = r.begin; j < r.end; j += LANES) {
+        int w = r.end - j < LANES ? r.end - j : LANES;
+        V a = V{}, b = V{};
+        memcpy(&a, g + (i64)m * s.I + j, w * sizeof(float));
+        memcpy(&b, u + (i64)m * s.I + j, w * sizeof(float));
+        V e = exp_neg(a < 0 ? a : -a);
+        V sig = (a < 0 ? e : splat(1.0f)) / (e + 1.0f);
+        V y = a * sig * b;
+        for (int i = 0; i < w; i++) o[slot<W>(j + i)] = y[i];
+      }
+    }
+  }
+  template <class W> void down(int t, const Layer& l, int n, float* x) {
+    matmul(act.row(0), act.stride, n, (const W*)l.down, s.I, share(s.D, 8, t, team.n),
+           [&](int m, int j, float y) { x[(i64)m * s.D + j] += l.down_bias ? y + l.down_bias[j] : y; });
+  }
+  template <class W> void mlp(int t, const Layer& l, int n, float* x) {
+    norm_into<W>(t, x, n, l.norm2, in);
+    team.barrier();
+    gate_up<W>(t, l, n);
+    team.barrier();
+    down<W>(t, l, n, x);
+    team.barrier();
+  }
+  template <class W> void head(int t, const Rows&, int n, float* logits) {
+    matmul(in.row(0), in.stride, n, (const W*)s.head, s.D, share(s.vocab, 8, t, team.n),
+           [&](int m, int j, float y) { logits[(i64)m * s.vocab + j] = y; });
+  }
+
+  void find_masks(const Paged& c) {
+    mask_at.assign(c.n_spans + 1, 0);
+    for (int i = 0; i < c.n_spans; i++) {
+      i64 w = c.spans[i * 3 + 2] - c.spans[i * 3 + 1];
+      mask_at[i + 1] = mask_at[i] + w * w;
+    }
+  }
+
+  // The whole step with the paged full cache, whose elements have the weights' type.
+  template <class W> void step(const Step& st, Paged c) {
+    size(st.n);
+    find_masks(c);
+    const i64 first_page = c.page_add;
+    team.run([&, c](int t) mutable {
+      const int n = st.n;
+      embed<W>(t, st.tokens, n, x.data());
+      team.barrier();
+      for (int i = 0; i < s.n_layers; i++) {
+        const Layer& l = s.layers[i];
+        norm_into<W>(t, x.data(), n, l.norm1, in);
+        team.barrier();
+        qkv<W>(t, l, n, q.data(), k.data(), v.data());
+        team.barrier();
+        c.page_add = first_page + (i64)i * s.G;
+        c.window = (int)l.window;
+        head_norms(t, l, n, q.data(), k.data());
+        Range r = share(n, 1, t, team.n);
+        for (int j = r.begin; j < r.end; j++) {
+          rotate(q.data() + (i64)j * s.H * s.d, s.H, s.d, st.cos + (i64)j * s.d / 2, st.sin + (i64)j * s.d / 2);
+          rotate(k.data() + (i64)j * s.G * s.d, s.G, s.d, st.cos + (i64)j * s.d / 2, st.sin + (i64)j * s.d / 2);
+        }
+        write_share<W>(c, k.data(), v.data(), r.begin, r.end);
+        team.barrier();
+        attend_all<W>(team, c, scratch[t], q.data(), mask_at.data(), [&](int row, int h, const float* o, float) {
+          float* p = mid.row(row);
+          for (int j = 0; j < s.d; j++) p[slot<W>(h * s.d + j)] = o[j];
+        });
+        team.barrier();
+        out_proj<W>(t, l, n, x.data());
+        team.barrier();
+        mlp<W>(t, l, n, x.data());
+      }
+      finish<W>(t, st, x.data());
+    });
+  }
+  // Final norm of every row (if asked) and logits of the chosen rows.
+  template <class W> void finish(int t, const Step& st, const float* x) {
+    if (st.hidden) {
+      Range r = share(st.n, 1, t, team.n);
+      for (int i = r.begin; i < r.end; i++)
+        rms_scale(x + (i64)i * s.D, s.D, s.eps, s.norm, st.hidden + (i64)i * s.D);
+    }
+    Range r = share(st.n_logits, 1, t, team.n);
+    std::vector<float>& tmp = scratch[t].s;
+    if (tmp.size() < (size_t)s.D) tmp.resize(s.D);
+    for (int i = r.begin; i < r.end; i++) {
+      rms_scale(x + (i64)st.logit_rows[i] * s.D, s.D, s.eps, s.norm, tmp.data());
+      for (int j = 0; j < s.D; j++) in.row(i)[slot<W>(j)] = tmp[j];
+    }
+    team.barrier();
+    if (st.n_logits) head<W>(t, in, st.n_logits, st.logits);
+    team.barrier();
+  }
+  template <class W> void layer_in(const Layer& l, int n, const float* x, float* qo, float* ko, float* vo) {
+    size(n);
+    team.run([&](int t) {
+      norm_into<W>(t, x, n, l.norm1, in);
+      team.barrier();
+      qkv<W>(t, l, n, qo, ko, vo);
+      team.barrier();
+      head_norms(t, l, n, qo, ko);
+    });
+  }
+  template <class W> void layer_out(const Layer& l, int n, float* x, const float* attn) {
+    size(n);
+    team.run([&](int t) {
+      Range r = share(n, 1, t, team.n);
+      int width = s.H * s.d;
+      for (int i = r.begin; i < r.end; i++)
+        for (int j = 0; j < width; j++) mid.row(i)[slot<W>(j)] = attn[(i64)i * width + j];
+      team.barrier();
+      out_proj<W>(t, l, n, x);
+      team.barrier();
+      mlp<W>(t, l, n, x);
+    });
+  }
+};

@@ -1,0 +1,104 @@
+// A team of threads that spins between the phases of one step and sleeps between steps.
+//
+// A decode step of a small model has dozens of phases of a few microseconds each; waking threads through
+// the kernel for each would cost more than the work. Inside a step threads meet at a spin barrier.
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+static inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+struct Team {
+  int n = 1;
+  std::vector<std::thread> threads;
+  std::atomic<uint64_t> epoch{0};
+  std::atomic<int> arrived{0};
+  std::atomic<uint32_t> turn{0};
+  std::atomic<int> running{0};
+  std::atomic<bool> quit{false};
+  std::mutex m;
+  std::condition_variable cv;
+  std::function<void(int)> job;
+  std::atomic<i64> next{0};  // shared work counter of the current phase
+
+  explicit Team(int size) : n(size) {
+    for (int t = 1; t < n; t++) threads.emplace_back([this, t] { work(t); });
+  }
+  ~Team() {
+    {
+      std::lock_guard<std::mutex> lock(m);
+      quit = true;
+      epoch++;
+    }
+    cv.notify_all();
+    for (auto& t : threads) t.join();
+  }
+  void work(int t) {
+    uint64_t seen = 0;
+    for (;;) {
+      // Stay hot for the gap between two decode steps, then give the core back.
+      for (int i = 0; i < 4000 && epoch.load(std::memory_order_acquire) == seen; i++) relax();
+      if (epoch.load(std::memory_order_acquire) == seen) {
+        std::unique_lock<std::mutex> lock(m);
+        cv.wait(lock, [&] { return epoch.load() != seen; });
+      }
+      seen = epoch.load();
+      if (quit) return;
+      job(t);
+      running.fetch_sub(1, std::memory_order_acq_rel);
+    }
+  }
+  // Runs f(thread index) on every thread and returns when all are done.
+  void run(std::function<void(int)> f) {
+    if (n == 1) return f(0);
+    job = std::move(f);
+    running = n - 1;
+    {
+      std::lock_guard<std::mutex> lock(m);
+      epoch++;
+    }
+    cv.notify_all();
+    job(0);
+    spin([&] { return running.load(std::memory_order_acquire) == 0; });
+  }
+  void barrier() {
+    if (n == 1) {
+      next = 0;
+      return;
+    }
+    uint32_t mine = turn.load(std::memory_order_acquire);
+    if (arrived.fetch_add(1, std::memory_order_acq_rel) == n - 1) {
+      arrived.store(0, std::memory_order_relaxed);
+      next.store(0, std::memory_order_relaxed);
+      turn.store(mine + 1, std::memory_order_release);
+    } else {
+      spin([&] { return turn.load(std::memory_order_acquire) != mine; });
+    }
+  }
+  // A waiting thread yields after a while: on a shared machine its partner may not be running at all.
+  template <class Done> static void spin(Done done) {
+    for (int i = 0; !done(); i++) {
+      relax();
+      if (i > 20000) std::this_thread::yield();
+    }
+  }
+  i64 take() { return next.fetch_add(1, std::memory_order_relaxed); }
+};
+
+struct Range { int begin, end; };
+// The share of `count` items of thread t, cut at multiples of `unit`.
+static inline Range share(int count, int unit, int t, int n) {
+  int units = (count + unit - 1) / unit;
+  int b = (int)((i64)units * t / n) * unit, e = (int)((i64)units * (t + 1) / n) * unit;
+  return {b < count ? b : count, e < count ? e : count};
+}

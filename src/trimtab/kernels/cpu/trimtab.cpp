@@ -1,0 +1,117 @@
+// The C functions that kernels/native.py calls. Every pointer is owned by the caller.
+#include "attention.h"
+#include "matmul.h"
+#include "model.h"
+#include "simd.h"
+#include "team.h"
+
+#define API extern "C" __attribute__((visibility("default")))
+#ifndef TT_TYPE
+#define TT_TYPE float  // float, bf16 or f16: one library a type, so only what is used is compiled
+#endif
+typedef TT_TYPE E;
+
+API void* tt_team_new(int threads) { return new Team(threads < 1 ? 1 : threads); }
+API void tt_team_free(void* t) { delete (Team*)t; }
+API void* tt_model_new(const Shape* s, void* team) { return new Model(*s, *(Team*)team); }
+API void tt_model_free(void* m) { delete (Model*)m; }
+
+API void tt_step(void* model, const Step* st, const Paged* c) {
+  Model& m = *(Model*)model;
+  m.step<E>(*st, *c);
+}
+API void tt_embed(void* model, const i64* tokens, int n, float* out) {
+  Model& m = *(Model*)model;
+  m.team.run([&](int t) { m.embed<E>(t, tokens, n, out); });
+}
+API void tt_layer_in(void* model, int layer, int n, const float* x, float* q, float* k, float* v) {
+  Model& m = *(Model*)model;
+  m.layer_in<E>(m.s.layers[layer], n, x, q, k, v);
+}
+API void tt_layer_out(void* model, int layer, int n, float* x, const float* attn) {
+  Model& m = *(Model*)model;
+  m.layer_out<E>(m.s.layers[layer], n, x, attn);
+}
+API void tt_finish(void* model, const Step* st, const float* x) {
+  Model& m = *(Model*)model;
+  m.size(st->n);
+  m.team.run([&](int t) { m.finish<E>(t, *st, x); });
+}
+
+API void tt_rotate(float* x, int n, int heads, int d, const float* cos, const float* sin) {
+  for (int i = 0; i < n; i++) Model::rotate(x + (i64)i * heads * d, heads, d, cos + (i64)i * d / 2, sin + (i64)i * d / 2);
+}
+API void tt_write(const Paged* c, const float* k, const float* v, int n) {
+  write_share<E>(*c, k, v, 0, n);
+}
+
+static std::vector<i64> mask_offsets(const Paged& c) {
+  std::vector<i64> at(c.n_spans + 1, 0);
+  for (int i = 0; i < c.n_spans; i++) {
+    i64 w = c.spans[i * 3 + 2] - c.spans[i * 3 + 1];
+    at[i + 1] = at[i] + w * w;
+  }
+  return at;
+}
+// out [N, H, d], lse [N, H].
+API void tt_attend(void* team, const Paged* c, const float* q, float* out, float* lse) {
+  Team& tm = *(Team*)team;
+  auto at = mask_offsets(*c);
+  std::vector<Scratch> scratch(tm.n);
+  for (auto& w : scratch) w.size(c->d);
+  tm.next = 0;
+  tm.run([&](int t) {
+    attend_all<E>(tm, *c, scratch[t], q, at.data(), [&](int row, int h, const float* o, float z) {
+      i64 i = (i64)row * c->H + h;
+      memcpy(out + i * c->d, o, c->d * sizeof(float));
+      lse[i] = z;
+    });
+  });
+}
+// Adds each held key's probability mass to sums[span * sums_span + g * sums_head + j].
+API void tt_column_sums(void* team, const Paged* c, const float* q, const float* lse, int row0, float* sums, i64 sums_span,
+                        i64 sums_head) {
+  Team& tm = *(Team*)team;
+  std::vector<Scratch> scratch(tm.n);
+  for (auto& w : scratch) w.size(c->d);
+  tm.next = 0;
+  tm.run([&](int t) {
+    for (i64 i = tm.take(); i < (i64)c->n_spans * c->G; i = tm.take()) {
+      int span = (int)(i / c->G), g = (int)(i % c->G);
+      column_sums<E>(*c, scratch[t], q, lse, span, g, row0, sums + span * sums_span + g * sums_head);
+    }
+  });
+}
+
+// y[m, n] = x[m, k] w[n, k]^T, for tests of batch invariance.
+API void tt_matmul(void* team, const float* x, int M, const void* w, int N, int K, float* y) {
+  Team& tm = *(Team*)team;
+  Rows rows;
+  rows.size(M, K);
+  for (int i = 0; i < M; i++)
+    for (int j = 0; j < K; j++) rows.row(i)[slot<E>(j)] = x[(i64)i * K + j];
+  tm.run([&](int t) {
+    matmul(rows.row(0), rows.stride, M, (const E*)w, K, share(N, 8, t, tm.n),
+           [&](int m, int n, float v) { y[(i64)m * N + n] = v; });
+  });
+}
+// Reads `bytes` once with all threads; the sum is returned so that no read can be dropped.
+API float tt_read(void* team, const float* p, i64 count) {
+  Team& tm = *(Team*)team;
+  std::vector<float> part(tm.n, 0.0f);
+  tm.run([&](int t) {
+    i64 b = count / tm.n * t / 128 * 128, e = t + 1 == tm.n ? count : count / tm.n * (t + 1) / 128 * 128;
+    V acc[8] = {};
+    for (i64 i = b; i + 128 <= e; i += 128) {
+      __builtin_prefetch((const char*)(p + i) + 4096);
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; j++) acc[j] += loadv(p + i + j * LANES);
+    }
+    V s = V{};
+    for (int j = 0; j < 8; j++) s += acc[j];
+    part[t] = sum_lanes(s);
+  });
+  float total = 0;
+  for (float x : part) total += x;
+  return total;
+}

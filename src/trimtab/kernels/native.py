@@ -1,0 +1,258 @@
+"""The C++ kernels as Python calls over torch tensors.
+
+`Library` is one compiled file (one weight type) with its team of threads. `NativeModel` holds the addresses
+of a model's weights, exactly as loaded from the checkpoint, and runs decoder steps on them. Activations,
+queries and logits are float32; weights and cache rows keep the model's type.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab.kernels.build import build
+from trimtab.kernels.paged import PagedRows
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        *[(name, c_void_p) for name in ("q", "k", "v", "o", "gate", "up", "down", "norm1", "norm2")],
+        *[(name + "_bias", c_void_p) for name in ("q", "k", "v", "o", "gate", "up", "down")],
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("window", c_int64),
+    ]
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [
+        *[(name, c_int32) for name in ("n_layers", "D", "I", "H", "G", "d", "vocab")],
+        ("eps", c_float),
+        ("embed", c_void_p),
+        ("head", c_void_p),
+        ("norm", c_void_p),
+        ("layers", POINTER(_Layer)),
+    ]
+
+
+class _Step(ctypes.Structure):
+    _fields_ = [
+        *[(name, c_void_p) for name in ("tokens", "cos", "sin", "logit_rows", "logits", "hidden")],
+        ("n", c_int32),
+        ("n_logits", c_int32),
+    ]
+
+
+def _ptr(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+class Library:
+    """The kernels for weights of one type, with `threads` threads of their own."""
+
+    def __init__(self, dtype: torch.dtype, threads: int) -> None:
+        path = build(str(dtype).removeprefix("torch."))
+        if path is None:
+            raise OSError("no CPU kernels for this machine")
+        lib = ctypes.CDLL(str(path))
+        lib.tt_team_new.restype = lib.tt_model_new.restype = c_void_p
+        lib.tt_read.restype = c_float
+        pointers = {
+            "tt_team_new": [c_int32],
+            "tt_team_free": [c_void_p],
+            "tt_model_new": [c_void_p, c_void_p],
+            "tt_model_free": [c_void_p],
+            "tt_step": [c_void_p] * 3,
+            "tt_embed": [c_void_p, c_void_p, c_int32, c_void_p],
+            "tt_layer_in": [c_void_p, c_int32, c_int32, *[c_void_p] * 4],
+            "tt_layer_out": [c_void_p, c_int32, c_int32, *[c_void_p] * 2],
+            "tt_finish": [c_void_p] * 3,
+            "tt_rotate": [c_void_p, c_int32, c_int32, c_int32, c_void_p, c_void_p],
+            "tt_write": [c_void_p, c_void_p, c_void_p, c_int32],
+            "tt_attend": [c_void_p] * 5,
+            "tt_column_sums": [c_void_p] * 4 + [c_int32, c_void_p, c_int64, c_int64],
+            "tt_matmul": [c_void_p, c_void_p, c_int32, c_void_p, c_int32, c_int32, c_void_p],
+            "tt_read": [c_void_p, c_void_p, c_int64],
+        }
+        for name, types in pointers.items():
+            getattr(lib, name).argtypes = types
+        self.lib: Any = lib
+        self.dtype = dtype
+        self.threads = threads
+        self.team = lib.tt_team_new(threads)
+
+    def __del__(self) -> None:
+        if getattr(self, "team", None):
+            self.lib.tt_team_free(self.team)
+            self.team = None
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> None:
+        """Rotary embedding in place: x float32 [N, heads, d], cos and sin [N, d / 2]."""
+        n, heads, d = x.shape
+        self.lib.tt_rotate(x.data_ptr(), n, heads, d, cos.data_ptr(), sin.data_ptr())
+
+    def write(self, rows: PagedRows, k: Tensor, v: Tensor) -> None:
+        """Store k, v float32 [N, G, d] behind the rows that each span's sequence holds."""
+        self.lib.tt_write(ctypes.byref(rows.as_struct()), k.data_ptr(), v.data_ptr(), k.shape[0])
+
+    def attend(self, rows: PagedRows, q: Tensor) -> tuple[Tensor, Tensor]:
+        """(out [N, H, d], logsumexp [N, H]) of rotated q float32 [N, H, d] over the pages."""
+        out = torch.empty_like(q)
+        lse = torch.empty(q.shape[:2], dtype=torch.float32)
+        self.lib.tt_attend(self.team, ctypes.byref(rows.as_struct()), q.data_ptr(), out.data_ptr(), lse.data_ptr())
+        return out, lse
+
+    def column_sums(self, rows: PagedRows, q: Tensor, lse: Tensor, sums: Tensor, first_row: int = 0) -> None:
+        """Add the attention each held key receives to `sums` float32 [spans, G, keys]."""
+        self.lib.tt_column_sums(
+            self.team,
+            ctypes.byref(rows.as_struct()),
+            q.data_ptr(),
+            lse.data_ptr(),
+            first_row,
+            sums.data_ptr(),
+            sums.stride(0),
+            sums.stride(1),
+        )
+
+    def matmul(self, x: Tensor, w: Tensor) -> Tensor:
+        """x float32 [M, K] times w [N, K] transposed; each row's bits do not depend on the other rows."""
+        y = torch.empty(x.shape[0], w.shape[0])
+        self.lib.tt_matmul(self.team, x.data_ptr(), x.shape[0], w.data_ptr(), w.shape[0], w.shape[1], y.data_ptr())
+        return y
+
+    def read(self, buffer: Tensor) -> float:
+        """Read a float32 buffer once with all threads (the bandwidth probe)."""
+        return self.lib.tt_read(self.team, buffer.data_ptr(), buffer.numel())
+
+
+class NativeModel:
+    """A dense model's weights as addresses; `config` is a ModelConfig, `weights` its state dict."""
+
+    def __init__(self, library: Library, config: Any, weights: Mapping[str, Tensor]) -> None:
+        self.library = library
+        self.config = config
+        self._keep: list[Any] = []  # what C++ points at must stay alive
+        layers = (_Layer * config.num_layers)()
+        for i in range(config.num_layers):
+            at = f"model.layers.{i}."
+            layer = layers[i]
+            for field, name in {
+                "q": "self_attn.q_proj",
+                "k": "self_attn.k_proj",
+                "v": "self_attn.v_proj",
+                "o": "self_attn.o_proj",
+                "gate": "mlp.gate_proj",
+                "up": "mlp.up_proj",
+                "down": "mlp.down_proj",
+            }.items():
+                setattr(layer, field, self._hold(weights[f"{at}{name}.weight"]))
+                setattr(layer, field + "_bias", self._float(weights.get(f"{at}{name}.bias")))
+            layer.norm1 = self._float(weights[at + "input_layernorm.weight"])
+            layer.norm2 = self._float(weights[at + "post_attention_layernorm.weight"])
+            layer.q_norm = self._float(weights.get(at + "self_attn.q_norm.weight"))
+            layer.k_norm = self._float(weights.get(at + "self_attn.k_norm.weight"))
+            layer.window = config.sliding_windows[i] or 0
+        embed = weights["model.embed_tokens.weight"]
+        shape = _Shape(
+            n_layers=config.num_layers,
+            D=config.hidden_size,
+            I=config.intermediate_size,
+            H=config.num_heads,
+            G=config.num_kv_heads,
+            d=config.head_dim,
+            vocab=config.vocab_size,
+            eps=config.rms_norm_eps,
+            embed=self._hold(embed),
+            head=self._hold(weights.get("lm_head.weight", embed)),
+            norm=self._float(weights["model.norm.weight"]),
+            layers=layers,
+        )
+        self._keep += [layers, shape]
+        self._step = _Step()
+        self._handle = library.lib.tt_model_new(ctypes.byref(shape), library.team)
+
+    def _hold(self, tensor: Tensor) -> int:
+        tensor = tensor.detach()
+        assert tensor.dtype == self.library.dtype and tensor.is_contiguous(), (tensor.dtype, tensor.stride())
+        self._keep.append(tensor)
+        return tensor.data_ptr()
+
+    def _float(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        tensor = tensor.detach().float().contiguous()
+        self._keep.append(tensor)
+        return tensor.data_ptr()
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self.library.lib.tt_model_free(self._handle)
+            self._handle = None
+
+    def step(
+        self,
+        tokens: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        rows: PagedRows,
+        logit_rows: Tensor,
+        hidden: Tensor | None = None,
+    ) -> Tensor:
+        """All layers over the paged full cache: tokens int64 [N], cos and sin float32 [N, d / 2],
+        logit_rows int32 [R]. Returns logits float32 [R, V]; fills `hidden` float32 [N, D] if given."""
+        st = self._step
+        logits = torch.empty(logit_rows.shape[0], self.config.vocab_size)
+        st.tokens, st.cos, st.sin = tokens.data_ptr(), cos.data_ptr(), sin.data_ptr()
+        st.logit_rows, st.logits, st.hidden = logit_rows.data_ptr(), logits.data_ptr(), _ptr(hidden)
+        st.n, st.n_logits = tokens.shape[0], logit_rows.shape[0]
+        self.library.lib.tt_step(self._handle, ctypes.byref(st), ctypes.byref(rows.as_struct()))
+        return logits
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        x = torch.empty(tokens.shape[0], self.config.hidden_size)
+        self.library.lib.tt_embed(self._handle, tokens.data_ptr(), tokens.shape[0], x.data_ptr())
+        return x
+
+    def layer_in(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Norm and projections of layer `layer`: q [N, H, d], k and v [N, G, d], before rotary embedding."""
+        c, n = self.config, x.shape[0]
+        q = torch.empty(n, c.num_heads, c.head_dim)
+        k = torch.empty(n, c.num_kv_heads, c.head_dim)
+        v = torch.empty(n, c.num_kv_heads, c.head_dim)
+        self.library.lib.tt_layer_in(
+            self._handle, layer, n, x.data_ptr(), q.data_ptr(), k.data_ptr(), v.data_ptr()
+        )
+        return q, k, v
+
+    def layer_out(self, layer: int, x: Tensor, attended: Tensor) -> None:
+        """Output projection and MLP of layer `layer`, added to x [N, D] in place."""
+        self.library.lib.tt_layer_out(self._handle, layer, x.shape[0], x.data_ptr(), attended.data_ptr())
+
+    def finish(self, x: Tensor, logit_rows: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Final norm and output head for the chosen rows of x."""
+        st = self._step
+        logits = torch.empty(logit_rows.shape[0], self.config.vocab_size)
+        st.logit_rows, st.logits, st.hidden = logit_rows.data_ptr(), logits.data_ptr(), _ptr(hidden)
+        st.n, st.n_logits = x.shape[0], logit_rows.shape[0]
+        self.library.lib.tt_finish(self._handle, ctypes.byref(st), x.data_ptr())
+        return logits
+
+
+def unsupported(config: Any, dtype: torch.dtype, device: torch.device) -> list[str]:
+    """Why this model cannot run on the C++ kernels (empty: it can)."""
+    reasons = []
+    if device.type != "cpu":
+        reasons.append(f"the C++ kernels run on the CPU and the model is on {device}")
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        reasons.append(f"the C++ kernels know float32, bfloat16 and float16, not {dtype}")
+    if config.moe is not None:
+        reasons.append("the C++ kernels run dense MLPs; this model routes to experts")
+    if config.head_dim % 16:
+        reasons.append(f"the C++ kernels need a head size divisible by 16; this model's is {config.head_dim}")
+    return reasons

@@ -1,0 +1,92 @@
+"""Where rows lie in pages: the one description that the C++ and the torch kernels both read.
+
+A page holds 16 tokens of one layer's one KV head, K as [d, 16] and then V as [16, d]. The page of
+sequence `s`, head `g`, page index `j` is `table[offset + s * table_seq + g * table_head + j] * page_mul +
+page_add + g * page_head`. With a table per sequence and page_mul = layers * heads one entry stands for all
+layers and heads (`full`); with a table per head every head has a length of its own (eviction).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_float, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+
+from torch import Tensor
+
+PAGE = 16
+
+
+class Paged(ctypes.Structure):
+    """`PagedRows` as the C++ side reads it (attention.h: Paged)."""
+
+    _fields_ = [
+        *[(name, c_void_p) for name in ("arena", "table", "start", "spans", "mask")],
+        *[
+            (name, c_int64)
+            for name in ("table_seq", "table_head", "page_mul", "page_add", "page_head", "start_seq", "start_head")
+        ],
+        *[(name, c_int32) for name in ("n_spans", "window", "causal_new", "H", "G", "d")],
+        ("scale", c_float),
+    ]
+
+
+@dataclass(slots=True)
+class PagedRows:
+    """The rows held and the rows new in this step, for one layer."""
+
+    arena: Tensor  # flat, elements of the cache's type
+    table: Tensor  # int32, contiguous
+    start: Tensor  # int32, rows held before this step
+    spans: Tensor  # int32 [spans, 3]: sequence, first row, one past the last
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    table_seq: int
+    start_seq: int
+    table_head: int = 0
+    start_head: int = 0
+    page_mul: int = 1
+    page_add: int = 0
+    page_head: int = 0
+    table_offset: int = 0
+    start_offset: int = 0
+    window: int = 0  # keys a row may look back on, itself included; 0 = all
+    mask: Tensor | None = None  # uint8, visibility among new rows: each span's [n, n] square in turn
+    causal_new: bool = True  # False: every new row sees all new rows (shared prefixes, scoring strips)
+
+    def as_struct(self) -> Paged:
+        return Paged(
+            arena=self.arena.data_ptr(),
+            table=self.table.data_ptr() + 4 * self.table_offset,
+            start=self.start.data_ptr() + 4 * self.start_offset,
+            spans=self.spans.data_ptr(),
+            mask=None if self.mask is None else self.mask.data_ptr(),
+            table_seq=self.table_seq,
+            table_head=self.table_head,
+            page_mul=self.page_mul,
+            page_add=self.page_add,
+            page_head=self.page_head,
+            start_seq=self.start_seq,
+            start_head=self.start_head,
+            n_spans=self.spans.shape[0],
+            window=self.window,
+            causal_new=int(self.causal_new),
+            H=self.num_heads,
+            G=self.num_kv_heads,
+            d=self.head_dim,
+            scale=self.scale,
+        )
+
+    def pages(self, sequence: int, head: int, count: int) -> Tensor:
+        """Page numbers int64 [count] of one sequence's one head."""
+        first = self.table_offset + sequence * self.table_seq + head * self.table_head
+        entries = self.table.flatten()[first : first + count].long()
+        return entries * self.page_mul + self.page_add + head * self.page_head
+
+    def held(self, sequence: int, head: int) -> int:
+        at = self.start_offset + sequence * self.start_seq + head * self.start_head
+        return int(self.start.flatten()[at])
+
+

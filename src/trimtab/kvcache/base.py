@@ -1,0 +1,209 @@
+"""The interface of a KV-cache policy.
+
+A policy owns how the past is stored and how it is attended to; nothing else looks into a cache. One policy
+object serves all requests of an engine. What happens in a step:
+
+    reserve(sequence, n)      room for n new rows, or False (the scheduler then frees something)
+    begin(rows)               once, when the step's rows are known
+    attend(layer, q, k, v, rows)   for each layer: store k and v of the new rows, answer q
+    commit(kept)              n rows of each sequence become permanent, the rest are rolled back;
+                              only now may a policy quantize, flush or evict
+
+Rows written by `attend` are *tentative* until committed: drafts may be rejected. q and k arrive before rotary
+embedding; the policy rotates (usually with `rows.cos, rows.sin`, which are those of the logical positions).
+Attention over several places is a list of segments, each an `(out, logsumexp)`, joined by `merge_segments`.
+
+Physical length (rows held, per layer and head) and logical length (tokens of the text) are different
+numbers: `sequence.length` is the logical one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from trimtab.kernels.paged import PagedRows
+from trimtab.kernels.reference import TorchKernels
+
+if TYPE_CHECKING:
+    from trimtab.kernels.native import Library
+    from trimtab.models.config import ModelConfig
+    from trimtab.models.rotary import Rotary
+    from trimtab.plan import Plan
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """What a policy must know of the model and the engine."""
+
+    num_layers: int
+    num_heads: int  # query heads H
+    num_kv_heads: int  # G
+    head_dim: int  # d
+    windows: tuple[int | None, ...]  # sliding window of each layer
+    max_length: int  # most tokens of one text
+    max_sequences: int
+    max_step_tokens: int
+    dtype: torch.dtype
+    device: torch.device
+    rotary: Rotary
+    kernels: Library | TorchKernels
+
+    @property
+    def scale(self) -> float:
+        return self.head_dim**-0.5
+
+    @property
+    def item_bytes(self) -> int:
+        return self.dtype.itemsize
+
+    @property
+    def row_bytes(self) -> int:
+        """K and V of one token in one layer's one KV head, stored in full."""
+        return 2 * self.head_dim * self.item_bytes
+
+    @property
+    def token_bytes(self) -> int:
+        """K and V of one token in all layers and heads, stored in full."""
+        return self.num_layers * self.num_kv_heads * self.row_bytes
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One request's past, as its policy keeps it; policies derive their own."""
+
+    slot: int  # row of the policy's tables
+    prompt_length: int  # tokens up to here are the prompt; later ones were generated
+    length: int = 0  # committed tokens of the text
+    held_peak: int = 0  # most bytes held so far
+
+
+@dataclass
+class StepRows:
+    """The new rows of one step: N rows, one span of consecutive rows a sequence."""
+
+    sequences: list[Sequence]
+    spans: Tensor  # int32 [spans, 3] on the CPU: slot, first row, one past the last
+    positions: Tensor  # int64 [N], logical positions
+    cos: Tensor  # float32 [N, d / 2] of the logical positions
+    sin: Tensor
+    mask: Tensor | None = None  # uint8, each span's [n, n] visibility among its new rows; None = causal
+    bounds: list[tuple[int, int]] = field(default_factory=list)  # (first row, one past the last) per span
+
+
+class KVCache(ABC):
+    """A cache policy. `options` is the policy's options dataclass; see the module's header for the protocol."""
+
+    shares_prefix: ClassVar[bool] = False  # requests with a common beginning may share its rows
+    chunks_generated: ClassVar[bool] = True  # generated tokens may be recomputed several at a time
+    endless: ClassVar[bool] = False  # texts longer than the model's context are fine
+
+    def __init__(self, shape: KVShape, options: Any, memory_bytes: int) -> None:
+        self.shape = shape
+        self.options = options
+        self.bytes_moved = 0  # bytes copied between places (device and host, packing, compaction)
+        self._free_slots = list(range(shape.max_sequences - 1, -1, -1))
+
+    @staticmethod
+    def problems(options: Any, plan: Plan, config: ModelConfig) -> list[str]:
+        """Every reason why this policy cannot run in `plan` on a model of `config`."""
+        return []
+
+    # --- sequences and memory
+
+    def open(self, prompt_length: int) -> Sequence:
+        """Start a text of which the first `prompt_length` tokens are given."""
+        return self.new_sequence(self._free_slots.pop(), prompt_length)
+
+    def close(self, sequence: Sequence) -> None:
+        """Give back all that a text holds."""
+        self.release(sequence)
+        self._free_slots.append(sequence.slot)
+
+    @abstractmethod
+    def new_sequence(self, slot: int, prompt_length: int) -> Sequence: ...
+
+    @abstractmethod
+    def release(self, sequence: Sequence) -> None: ...
+
+    @abstractmethod
+    def reserve(self, sequence: Sequence, count: int) -> bool:
+        """Make room for `count` rows beyond the committed ones; False, and nothing changed, if there is none."""
+
+    def adopt_prefix(self, sequence: Sequence, tokens: Seq[int]) -> int:
+        """Take over shared rows for a beginning of `tokens` (never all of them); how many tokens that was."""
+        return 0
+
+    def publish_prefix(self, sequence: Sequence, tokens: Seq[int]) -> None:
+        """Let others share the committed rows of this text."""
+
+    # --- a step
+
+    def begin(self, rows: StepRows) -> None:
+        """Called once before the first layer."""
+
+    @abstractmethod
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rows: StepRows) -> Tensor:
+        """Store the new rows' k, v [N, G, d] and answer q [N, H, d] with [N, H, d]; may change q and k."""
+
+    def whole_step(self, rows: StepRows) -> PagedRows | None:
+        """If all layers may run in one native call over plain pages: where they lie. Else None."""
+        return None
+
+    def commit(self, rows: StepRows, kept: Seq[int]) -> None:
+        """Keep the first `kept[i]` new rows of span i; the rest never happened."""
+        for sequence, count in zip(rows.sequences, kept, strict=True):
+            sequence.length += count
+
+    # --- meters
+
+    @property
+    @abstractmethod
+    def bytes_capacity(self) -> int:
+        """The bound: no more than this is ever held."""
+
+    @property
+    @abstractmethod
+    def bytes_held(self) -> int:
+        """Bytes in use by texts that run, by the allocator's count (shared rows once)."""
+
+    @property
+    def bytes_cached(self) -> int:
+        """Bytes kept only for reuse by later texts."""
+        return 0
+
+    @abstractmethod
+    def held_by(self, sequence: Sequence) -> int:
+        """Bytes one text holds (shared rows counted in full)."""
+
+    @abstractmethod
+    def read_per_step(self, sequence: Sequence) -> int:
+        """Bytes of cache that one decode step of this text reads."""
+
+    def check(self) -> None:
+        """Assert that free + used + cached = total and that the tables agree."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What decides the stored numbers, besides tokens and weights."""
+        s = self.shape
+        return f"{type(self).__module__}:{self.options}:{s.dtype}:{s.num_layers}x{s.num_kv_heads}x{s.head_dim}"
+
+
+def merge_segments(outs: list[Tensor], lses: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Attention over the union of segments, from each one's out [N, H, d] and logsumexp [N, H] (float32).
+
+    A segment without visible keys has logsumexp -inf and counts nothing.
+    """
+    lse = torch.stack(lses)
+    top = lse.max(0).values
+    weight = torch.exp(lse - top.masked_fill(top == -torch.inf, 0))
+    total = weight.sum(0)
+    mixed = sum(w[..., None] * o.float() for w, o in zip(weight, outs, strict=True))
+    assert isinstance(mixed, Tensor)
+    return mixed / total.clamp_min(1e-38)[..., None], top + torch.log(total)

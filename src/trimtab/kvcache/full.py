@@ -1,0 +1,157 @@
+"""Everything, in the model's own type: the plain cache, paged, with prefixes shared between requests.
+
+Exact. A block is 16 tokens of all layers and heads, so a text of T tokens holds ceil(T / 16) blocks; blocks
+of a common beginning are held once. This is the policy with the one-call native path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab.kernels.paged import PAGE, PagedRows
+from trimtab.kvcache.base import KVCache, KVShape, Sequence, StepRows
+from trimtab.kvcache.paging.arena import Arena, PagePool
+from trimtab.kvcache.paging.prefix import SharedBlocks
+from trimtab.registry import KV_CACHES, Card, NoOptions
+
+
+@dataclass(eq=False)
+class FullSequence(Sequence):
+    blocks: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)  # of the blocks already published
+
+
+@KV_CACHES.add(
+    options=NoOptions,
+    card=Card(
+        title="Full cache",
+        idea="Keep every key and value of every layer and head, in pages, sharing those of common beginnings.",
+        exactness="Exact: equal to recomputing the whole text.",
+        cost="2 x layers x KV heads x head size x bytes per number for every token; reads all of it every step.",
+        needs="Nothing.",
+        avoid_when="Contexts are long or batches large enough that the cache, not the weights, fills memory or bandwidth.",
+        paper="Paging after Kwon et al., Efficient Memory Management for LLM Serving with PagedAttention, 2023",
+        arxiv="2309.06180",
+    ),
+)
+class Full(KVCache):
+    shares_prefix = True
+
+    def __init__(self, shape: KVShape, options: Any, memory_bytes: int) -> None:
+        super().__init__(shape, options, memory_bytes)
+        block_bytes = PAGE * shape.token_bytes
+        self.arena = Arena(memory_bytes, [block_bytes], shape.device)
+        self.pool = PagePool(self.arena, block_bytes)
+        self.shared = SharedBlocks(self.pool, PAGE, self.fingerprint)
+        per_text = (shape.max_length + shape.max_step_tokens) // PAGE + 1
+        self.table = torch.zeros(shape.max_sequences, per_text, dtype=torch.int32)
+        self.start = torch.zeros(shape.max_sequences, dtype=torch.int32)
+        self._table, self._start = self.table.numpy(), self.start.numpy()
+        self._rows = PagedRows(
+            arena=self.pool.view(shape.dtype),
+            table=self.table,
+            start=self.start,
+            spans=self.table,  # replaced each step
+            num_heads=shape.num_heads,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            scale=shape.scale,
+            table_seq=per_text,
+            start_seq=1,
+            page_mul=shape.num_layers * shape.num_kv_heads,
+            page_head=1,
+        )
+
+    def new_sequence(self, slot: int, prompt_length: int) -> FullSequence:
+        self._start[slot] = 0
+        return FullSequence(slot, prompt_length)
+
+    def release(self, sequence: Sequence) -> None:
+        assert isinstance(sequence, FullSequence)
+        self.shared.release(sequence.blocks)
+        sequence.blocks = []
+
+    def reserve(self, sequence: Sequence, count: int) -> bool:
+        assert isinstance(sequence, FullSequence)
+        have = len(sequence.blocks)
+        need = (sequence.length + count + PAGE - 1) // PAGE - have
+        if need <= 0:
+            return True
+        blocks = self.shared.alloc(need)
+        if blocks is None:
+            return False
+        self._extend(sequence, blocks)
+        return True
+
+    def _extend(self, sequence: FullSequence, blocks: list[int]) -> None:
+        have = len(sequence.blocks)
+        self._table[sequence.slot, have : have + len(blocks)] = blocks
+        sequence.blocks += blocks
+
+    def adopt_prefix(self, sequence: Sequence, tokens: Seq[int]) -> int:
+        assert isinstance(sequence, FullSequence) and not sequence.blocks
+        # The last token is always computed, so that its logits exist.
+        blocks, sequence.keys = self.shared.find(tokens, (len(tokens) - 1) // PAGE)
+        self._extend(sequence, blocks)
+        sequence.length = len(blocks) * PAGE
+        self._start[sequence.slot] = sequence.length
+        return sequence.length
+
+    def publish_prefix(self, sequence: Sequence, tokens: Seq[int]) -> None:
+        assert isinstance(sequence, FullSequence)
+        while (len(sequence.keys) + 1) * PAGE <= sequence.length:
+            i = len(sequence.keys)
+            parent = sequence.keys[-1] if sequence.keys else self.shared.root
+            key = self.shared.key(parent, tokens[i * PAGE : (i + 1) * PAGE])
+            self.shared.publish(sequence.blocks[i], key)
+            sequence.keys.append(key)
+
+    def whole_step(self, rows: StepRows) -> PagedRows:
+        call = self._rows
+        call.spans, call.mask = rows.spans, rows.mask
+        call.page_add, call.window = 0, 0
+        return call
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rows: StepRows) -> Tensor:
+        kernels = self.shape.kernels
+        call = self.whole_step(rows)
+        call.page_add = layer * self.shape.num_kv_heads
+        call.window = self.shape.windows[layer] or 0
+        kernels.rotate(q, rows.cos, rows.sin)
+        kernels.rotate(k, rows.cos, rows.sin)
+        kernels.write(call, k, v)
+        return kernels.attend(call, q)[0]
+
+    def commit(self, rows: StepRows, kept: Seq[int]) -> None:
+        super().commit(rows, kept)
+        for sequence in rows.sequences:
+            self._start[sequence.slot] = sequence.length
+
+    @property
+    def bytes_capacity(self) -> int:
+        return self.arena.total
+
+    @property
+    def bytes_held(self) -> int:
+        return self.shared.bytes_used
+
+    @property
+    def bytes_cached(self) -> int:
+        return self.shared.bytes_cached
+
+    def held_by(self, sequence: Sequence) -> int:
+        assert isinstance(sequence, FullSequence)
+        return len(sequence.blocks) * self.pool.page_bytes
+
+    def read_per_step(self, sequence: Sequence) -> int:
+        rows = sum(min(sequence.length, w or sequence.length) for w in self.shape.windows)
+        return rows * self.shape.num_kv_heads * self.shape.row_bytes
+
+    def check(self) -> None:
+        self.arena.check()
+        self.shared.check()
