@@ -1,0 +1,122 @@
+"""`trimtab explain`: one method's card and options."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Annotated, Any
+
+import typer
+
+from trimtab.cli import common
+from trimtab.errors import ConfigError, did_you_mean
+
+HEADINGS = {
+    "idea": "Idea",
+    "exactness": "Exact or not",
+    "cost": "Cost",
+    "needs": "Needs",
+    "avoid_when": "Not when",
+    "measured": "Measured",
+    "paper": "Paper",
+    "arxiv": "arXiv",
+}
+
+
+def run(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="A method's name, e.g. kivi.")],
+    as_json: common.JsonOption = False,
+) -> None:
+    """Explain a method: its idea, what is exact, what it costs, when not to use it, and its options.
+
+    \b
+    Examples:
+      trimtab explain kivi
+      trimtab explain needle
+    """
+    found = _find(method)
+    if as_json:
+        common.write_json([_record(item) for item in found])
+        return
+    for item in found:
+        _show(item)
+
+
+def _find(name: str) -> list[Any]:
+    """The methods of that name, of whichever seams."""
+    from trimtab.registry import SEAMS
+
+    holders = [registry for registry in SEAMS.values() if name in registry.names()]
+    if not holders:
+        known = [known for registry in SEAMS.values() for known in registry.names()]
+        raise ConfigError(f"unknown method {name!r}.{did_you_mean(name, known)}")
+    return [registry.get(name) for registry in holders]
+
+
+def option_rows(options: type) -> list[dict[str, Any]]:
+    """Name, type, default and help of each option of a method."""
+    hints = typing.get_type_hints(options)
+    rows = []
+    for field in dataclasses.fields(options):
+        if not field.init:
+            continue
+        default: Any = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        required = default is dataclasses.MISSING
+        rows.append(
+            {
+                "name": field.name,
+                "type": _type_name(hints[field.name]),
+                "default": None if required else default,
+                "required": required,
+                "help": field.metadata.get("help", ""),
+            }
+        )
+    return rows
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(str(value) for value in typing.get_args(hint))
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def _record(method: Any) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        "seam": method.seam,
+        "card": method.card,
+        "options": option_rows(method.options),
+    }
+
+
+def _show(method: Any) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = common.console()
+    console.print(f"[bold]{escape(method.card.title)}[/] ({method.seam} method [bold]{escape(method.name)}[/])\n")
+    card = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    card.add_column(style="bold", no_wrap=True)
+    card.add_column()
+    for key, heading in HEADINGS.items():
+        text = getattr(method.card, key)
+        if text:
+            card.add_row(heading, escape(text))
+    console.print(card)
+    rows = option_rows(method.options)
+    if not rows:
+        console.print("\nIt has no options.")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("option", "default", "type", "meaning"):
+        table.add_column(heading, no_wrap=heading != "meaning")
+    for row in rows:
+        default = "(required)" if row["required"] else str(row["default"])
+        table.add_row(row["name"], escape(default), escape(row["type"]), escape(row["help"]))
+    console.print()
+    console.print(table)
+    example = ",".join(f"{row['name']}={row['default']}" for row in rows[:2] if not row["required"])
+    if method.seam == "cache" and example:
+        console.print(f"\ntrimtab generate --cache {escape(method.name)}:{escape(example)} \"Once upon a time\"")

@@ -1,0 +1,227 @@
+"""`trimtab generate`: continue a prompt, streaming the text to stdout."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from trimtab.cli import common
+from trimtab.errors import ConfigError
+
+MAX_TOKENS = 128
+
+
+def run(
+    first: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]", help="Folder or hub id. Default: the shipped model.", show_default=False
+        ),
+    ] = None,
+    second: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PROMPT", help="What to continue; '-' or a pipe: read it from stdin.", show_default=False
+        ),
+    ] = None,
+    plan: common.PlanOption = None,
+    cache: common.CacheOption = None,
+    dtype: common.DtypeOption = None,
+    device: common.DeviceOption = None,
+    threads: common.ThreadsOption = None,
+    kv_memory: common.KvMemoryOption = None,
+    backend: common.BackendOption = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put the prompt to the model as a user's turn of a chat.")
+    ] = False,
+    system: Annotated[
+        str | None, typer.Option(help="System message; needs --chat.", metavar="TEXT", show_default=False)
+    ] = None,
+    echo: Annotated[bool, typer.Option("--echo", help="Write the prompt before the continuation.")] = False,
+    max_tokens: Annotated[int, typer.Option(metavar="N", help="Most tokens to generate.")] = MAX_TOKENS,
+    min_tokens: Annotated[int, typer.Option(metavar="N", help="Do not end before that many tokens.")] = 0,
+    temperature: Annotated[float, typer.Option(metavar="T", help="0 takes the likeliest token.")] = 0.7,
+    top_p: Annotated[float, typer.Option(metavar="P", help="Keep tokens that together hold P.")] = 1.0,
+    top_k: Annotated[int, typer.Option(metavar="K", help="Keep the K likeliest tokens; 0 keeps all.")] = 0,
+    min_p: Annotated[
+        float, typer.Option(metavar="P", help="Keep tokens at least P times as likely as the likeliest.")
+    ] = 0.0,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Same seed, same tokens.", show_default=False)
+    ] = None,
+    n: Annotated[int, typer.Option("-n", "--n", metavar="N", help="How many completions.")] = 1,
+    best_of: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Make N completions, keep the likeliest.", show_default=False),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="End before this text; may be repeated.", show_default=False),
+    ] = None,
+    stop_token_id: Annotated[
+        list[int] | None,
+        typer.Option(metavar="ID", help="End at this token; may be repeated.", show_default=False),
+    ] = None,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Go on after the model's end tokens.")
+    ] = False,
+    presence_penalty: Annotated[float, typer.Option(metavar="X", help="-2 to 2.")] = 0.0,
+    frequency_penalty: Annotated[float, typer.Option(metavar="X", help="-2 to 2.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(metavar="X", help="1 is off.")] = 1.0,
+    logit_bias: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID=BIAS", help="Add to a token's logit; may be repeated.", show_default=False),
+    ] = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Report the N likeliest tokens; needs --json.", show_default=False),
+    ] = None,
+    prompt_logprobs: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="The same for the prompt; needs --json.", show_default=False),
+    ] = None,
+    keep_special_tokens: Annotated[
+        bool, typer.Option("--keep-special-tokens", help="Show special tokens in the text.")
+    ] = False,
+    as_json: common.JsonOption = False,
+) -> None:
+    """Continue a prompt. The text streams to stdout, a line of measurements follows on stderr.
+
+    \b
+    Examples:
+      trimtab generate "Once upon a time"
+      trimtab generate --chat "Write as JSON: In Oslo lives Paul Fox, a tailor aged 81."
+      trimtab generate ./my-model "def fib(n):" --cache kivi:bits=2 --temperature 0
+      cat notes.txt | trimtab generate ./my-model - --json
+    """
+    model, prompt = _model_and_prompt(first, second)
+    _needs("--json", as_json, {"--logprobs": logprobs, "--prompt-logprobs": prompt_logprobs})
+    _needs("--chat", chat, {"--system": system})
+    chosen = common.make_plan(
+        plan,
+        model,
+        cache=cache,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+        kv_memory=kv_memory,
+        backend=backend,
+    )
+
+    from trimtab import SamplingParams
+
+    params = SamplingParams(
+        n=n,
+        best_of=best_of,
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        stop=stop,
+        stop_token_ids=stop_token_id,
+        ignore_eos=ignore_eos,
+        seed=seed,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        logit_bias=_biases(logit_bias or []),
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        repetition_penalty=repetition_penalty,
+        skip_special_tokens=not keep_special_tokens,
+    )
+    engine = common.make_engine(chosen)
+    asked = _as_chat(engine, prompt, system) if chat else prompt
+    if as_json:
+        common.write_json(_record(engine, prompt, asked, params))
+        return
+    if echo:
+        print(prompt, end="", flush=True)
+    if n == 1 and params.num_samples == 1:
+        metrics = _stream(engine, asked, params)
+    else:
+        metrics = _print_all(engine, asked, params)
+    common.note(describe(metrics))
+
+
+def _model_and_prompt(first: str | None, second: str | None) -> tuple[str | None, str]:
+    """One word alone is the prompt, unless it is a model's folder; then stdin holds the prompt."""
+    if second is None:
+        alone_is_model = first is not None and common.is_model_folder(first)
+        first, second = (first, "-") if alone_is_model else (None, first or "-")
+    if second != "-":
+        return first, second
+    if not common.is_piped():
+        raise ConfigError('a prompt is missing; write trimtab generate [MODEL] "your prompt", or pipe it in')
+    return first, common.read_stdin()
+
+
+def _needs(needed: str, present: bool, given: dict[str, Any]) -> None:
+    for option, value in given.items():
+        if value is not None and not present:
+            raise ConfigError(f"{option} has no effect without {needed}; add {needed}")
+
+
+def _biases(pairs: list[str]) -> dict[int, float] | None:
+    biases: dict[int, float] = {}
+    for pair in pairs:
+        key, value = common.split_pair(pair, "--logit-bias")
+        try:
+            biases[int(key)] = float(value)
+        except ValueError:
+            raise ConfigError(f"--logit-bias is {pair!r}; write TOKEN_ID=BIAS, for example 42=-5") from None
+    return biases or None
+
+
+def _as_chat(engine: Any, prompt: str, system: str | None) -> list[int]:
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    messages.append({"role": "user", "content": prompt})
+    tokenizer = engine.model.tokenizer
+    return tokenizer.encode(tokenizer.apply_chat_template(messages), add_special_tokens=False)
+
+
+def _stream(engine: Any, prompt: str | list[int], params: Any) -> Any:
+    metrics = None
+    for piece in engine.stream(prompt, params):
+        sys.stdout.write(piece.text)
+        sys.stdout.flush()
+        metrics = piece.metrics or metrics
+    print(flush=True)
+    return metrics
+
+
+def _print_all(engine: Any, prompt: str | list[int], params: Any) -> Any:
+    output = engine.generate(prompt, params)[0]
+    for number, completion in enumerate(output.outputs, 1):
+        if len(output.outputs) > 1:
+            print(f"[{number}]", end=" ")
+        print(completion.text, flush=True)
+    return output.metrics
+
+
+def _record(engine: Any, prompt: str, asked: str | list[int], params: Any) -> dict[str, Any]:
+    output = engine.generate(asked, params)[0]
+    return {
+        "plan": engine.plan.to_dict(),
+        "backend": engine.backend,
+        "prompt": prompt,
+        "prompt_token_ids": output.prompt_token_ids,
+        "outputs": output.outputs,
+        "prompt_logprobs": getattr(output, "prompt_logprobs", None),
+        "metrics": output.metrics,
+    }
+
+
+def describe(metrics: Any) -> str:
+    """One line about a finished request."""
+    from trimtab.sizes import format_bytes
+
+    cached = f", {metrics.cached_prompt_tokens} of them cached" if metrics.cached_prompt_tokens else ""
+    return (
+        f"{metrics.completion_tokens} tokens at {metrics.tokens_per_s:.0f} tokens/s, first after "
+        f"{metrics.ttft_s:.2f} s; prompt of {metrics.prompt_tokens} tokens{cached}; "
+        f"KV cache {format_bytes(metrics.kv_bytes_held)}"
+    )
