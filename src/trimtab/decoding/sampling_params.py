@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from trimtab.errors import RequestError
 
@@ -187,7 +187,7 @@ class SamplingParams:
         return biases
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: Any) -> TypeGuard[int]:
     if isinstance(value, bool):
         return False
     return isinstance(value, int) or (hasattr(value, "__index__") and not hasattr(value, "shape"))

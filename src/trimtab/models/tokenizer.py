@@ -111,7 +111,7 @@ class Tokenizer:
             where = f"the tokenizer in {self.path}" if self.path is not None else "the tokenizer"
             raise CheckpointError(
                 f"{where} does not match the model: token {token!r} has id {worst}, but the model's "
-                f"vocab_size is {vocab_size}; use the tokenizer the model was trained with, or add embedding rows"
+                f"vocab_size is {vocab_size}; use the tokenizer it was trained with, or add embedding rows"
             )
         unknown = sorted(i for i in self.eos_ids if not 0 <= i < vocab_size)
         if unknown:
