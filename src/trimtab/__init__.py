@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from trimtab.engine.engine import Engine
     from trimtab.errors import TrimtabError
     from trimtab.evaluation.runner import Report, compare
-    from trimtab.models.transformer import Model, load
+    from trimtab.models.checkpoint import load
+    from trimtab.models.transformer import Model
     from trimtab.plan import Plan
 
 __version__ = "0.1.0"
@@ -26,7 +27,7 @@ _HOME = {
     "SamplingParams": "trimtab.decoding.sampling_params",
     "TrimtabError": "trimtab.errors",
     "compare": "trimtab.evaluation.runner",
-    "load": "trimtab.models.transformer",
+    "load": "trimtab.models.checkpoint",
 }
 
 __all__ = [
