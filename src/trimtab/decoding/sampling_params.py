@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, TypeGuard
 
 from trimtab.errors import RequestError
@@ -188,14 +189,12 @@ class SamplingParams:
 
 
 def _is_whole(value: Any) -> TypeGuard[int]:
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, int) or (hasattr(value, "__index__") and not hasattr(value, "shape"))
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _as_number(value: Any) -> float | None:
     """`value` as a finite float, else None."""
-    if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
+    if isinstance(value, bool) or not isinstance(value, Real):
         return None
     number = float(value)
     return number if math.isfinite(number) else None
