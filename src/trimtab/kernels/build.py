@@ -22,7 +22,16 @@ log = logging.getLogger("trimtab.kernels")
 
 SOURCE = Path(__file__).parent / "cpu"
 CPP_TYPES = {"float32": "float", "bfloat16": "bf16", "float16": "f16"}
-FLAGS = ["-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS = [
+    "-O3",
+    "-march=native",
+    "-std=c++20",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+]
 
 
 @functools.cache

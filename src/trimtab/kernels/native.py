@@ -104,7 +104,9 @@ class Library:
         """(out [N, H, d], logsumexp [N, H]) of rotated q float32 [N, H, d] over the pages."""
         out = torch.empty_like(q)
         lse = torch.empty(q.shape[:2], dtype=torch.float32)
-        self.lib.tt_attend(self.team, ctypes.byref(rows.as_struct()), q.data_ptr(), out.data_ptr(), lse.data_ptr())
+        self.lib.tt_attend(
+            self.team, ctypes.byref(rows.as_struct()), q.data_ptr(), out.data_ptr(), lse.data_ptr()
+        )
         return out, lse
 
     def column_sums(self, rows: PagedRows, q: Tensor, lse: Tensor, sums: Tensor, first_row: int = 0) -> None:
@@ -123,7 +125,9 @@ class Library:
     def matmul(self, x: Tensor, w: Tensor) -> Tensor:
         """x float32 [M, K] times w [N, K] transposed; each row's bits do not depend on the other rows."""
         y = torch.empty(x.shape[0], w.shape[0])
-        self.lib.tt_matmul(self.team, x.data_ptr(), x.shape[0], w.data_ptr(), w.shape[0], w.shape[1], y.data_ptr())
+        self.lib.tt_matmul(
+            self.team, x.data_ptr(), x.shape[0], w.data_ptr(), w.shape[0], w.shape[1], y.data_ptr()
+        )
         return y
 
     def read(self, buffer: Tensor) -> float:

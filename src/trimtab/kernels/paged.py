@@ -24,7 +24,15 @@ class Paged(ctypes.Structure):
         *[(name, c_void_p) for name in ("arena", "table", "start", "spans", "mask")],
         *[
             (name, c_int64)
-            for name in ("table_seq", "table_head", "page_mul", "page_add", "page_head", "start_seq", "start_head")
+            for name in (
+                "table_seq",
+                "table_head",
+                "page_mul",
+                "page_add",
+                "page_head",
+                "start_seq",
+                "start_head",
+            )
         ],
         *[(name, c_int32) for name in ("n_spans", "window", "causal_new", "H", "G", "d")],
         ("scale", c_float),
@@ -88,5 +96,3 @@ class PagedRows:
     def held(self, sequence: int, head: int) -> int:
         at = self.start_offset + sequence * self.start_seq + head * self.start_head
         return int(self.start.flatten()[at])
-
-

@@ -30,7 +30,9 @@ class TorchKernels:
             for head in range(rows.num_kv_heads):
                 base = rows.held(seq, head)
                 at = torch.arange(base, base + end - begin)
-                page = rows.pages(seq, head, (base + end - begin + PAGE - 1) // PAGE)[at // PAGE].to(pages.device)
+                page = rows.pages(seq, head, (base + end - begin + PAGE - 1) // PAGE)[at // PAGE].to(
+                    pages.device
+                )
                 at = (at % PAGE).to(pages.device)
                 keys = pages[:, 0].view(-1, d, PAGE)
                 keys[page, :, at] = k[begin:end, head].to(pages.dtype)
@@ -70,8 +72,8 @@ class TorchKernels:
         base = rows.held(seq, head)
         total = base + n
         pages = rows.arena.view(-1, 2, PAGE * d)[rows.pages(seq, head, (total + PAGE - 1) // PAGE).to(device)]
-        key = pages[:, 0].view(-1, d, PAGE).permute(1, 0, 2).reshape(d, -1)[:, :total].float()
-        value = pages[:, 1].view(-1, d)[:total].float()
+        key = pages[:, 0].reshape(-1, d, PAGE).permute(1, 0, 2).reshape(d, -1)[:, :total].float()
+        value = pages[:, 1].reshape(-1, d)[:total].float()
         row = torch.arange(n, device=device)[:, None]
         at = torch.arange(total, device=device)[None]
         high = base + row + 1 if rows.causal_new else torch.full_like(row, total)

@@ -192,7 +192,9 @@ class KVCache(ABC):
     def fingerprint(self) -> str:
         """What decides the stored numbers, besides tokens and weights."""
         s = self.shape
-        return f"{type(self).__module__}:{self.options}:{s.dtype}:{s.num_layers}x{s.num_kv_heads}x{s.head_dim}"
+        return (
+            f"{type(self).__module__}:{self.options}:{s.dtype}:{s.num_layers}x{s.num_kv_heads}x{s.head_dim}"
+        )
 
 
 def merge_segments(outs: list[Tensor], lses: list[Tensor]) -> tuple[Tensor, Tensor]:

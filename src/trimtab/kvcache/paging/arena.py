@@ -19,7 +19,9 @@ from trimtab.sizes import format_bytes
 class Arena:
     """`total_bytes` of memory (rounded down to slabs), untouched until a page is used."""
 
-    def __init__(self, total_bytes: int, page_sizes: list[int], device: torch.device, min_slab: int = 1) -> None:
+    def __init__(
+        self, total_bytes: int, page_sizes: list[int], device: torch.device, min_slab: int = 1
+    ) -> None:
         unit = math.lcm(*page_sizes)
         self.slab_bytes = unit * max(1, min_slab // unit)
         self.n_slabs = total_bytes // self.slab_bytes
@@ -114,4 +116,8 @@ class PagePool:
     def check(self) -> None:
         free = [page for pages in self.slabs.values() for page in pages]
         assert len(set(free)) == len(free), "a page is free twice"
-        assert len(free) + self.used == len(self.slabs) * self.per_slab, (len(free), self.used, len(self.slabs))
+        assert len(free) + self.used == len(self.slabs) * self.per_slab, (
+            len(free),
+            self.used,
+            len(self.slabs),
+        )

@@ -1,0 +1,425 @@
+"""The engine: prompts in, tokens out, many requests at once.
+
+`step` is one turn of the wheel (schedule, run, commit, sample); everything else is a way to drive it. The
+result of a request depends on its tokens, parameters and seed alone, never on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from trimtab.decoding.randomness import child_seed, fresh_seed
+from trimtab.decoding.sampler import Row, Sampled, Sampler, as_numpy, raw_logprobs
+from trimtab.decoding.sampling_params import SamplingParams
+from trimtab.engine.request import Piece, Request, RequestOutput, ScoreOutput, State, TokenLogprob
+from trimtab.engine.runner import Runner
+from trimtab.engine.scheduler import Pick, Scheduler
+from trimtab.engine.setup import build_cache, choose_backend
+from trimtab.errors import NumericsError, RequestError
+from trimtab.models.detokenizer import Detokenizer
+from trimtab.plan import Plan
+
+if TYPE_CHECKING:
+    from trimtab.models.transformer import Model
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counters since the last `reset_stats`, and the cache's bytes now."""
+
+    steps: int
+    tokens: int  # rows computed, prompts included
+    kv_bytes_capacity: int
+    kv_bytes_held: int
+    kv_bytes_peak: int
+    kv_bytes_cached: int
+    kv_bytes_moved: int
+    preemptions: int
+    prefix_hit_tokens: int
+
+
+class Engine:
+    """Runs one model under one plan.
+
+    Args:
+        model: a loaded model, a folder or hub id, or None for the shipped one.
+        options: the settings of `Plan` (cache, kv_memory, max_batch, max_step_tokens, prefix_caching, backend,
+            threads). `kv_memory` None: what `max_batch` full contexts need, at most a quarter of free memory.
+
+    Raises PlanError with every reason if the plan cannot run this model.
+    """
+
+    def __init__(
+        self, model: Model | str | None = None, *, wait_for_kernels: bool = True, **options: Any
+    ) -> None:
+        plan = options.pop("plan", None) or Plan.from_dict(options)
+        if model is None or isinstance(model, str):
+            from trimtab.models.checkpoint import load
+
+            name = model if model is not None else plan.model
+            device = None if plan.device == "auto" else plan.device
+            dtype = None if plan.dtype == "auto" else plan.dtype
+            model = load(name, dtype=dtype, device=device) if device else load(name, dtype=dtype)
+        plan.check(model.config)
+        self.model: Model = model
+        self.plan = plan
+        self.threads = plan.threads or len(os.sched_getaffinity(0))
+        if plan.threads:
+            torch.set_num_threads(plan.threads)
+        kernels, native = choose_backend(model, plan.backend, self.threads, wait_for_kernels)
+        self.backend = "torch" if native is None else "native"
+        self.cache = build_cache(model, plan, kernels)
+        self.scheduler = Scheduler(self.cache, plan.max_batch, plan.max_step_tokens, plan.prefix_caching)
+        self.runner = Runner(model, self.cache, native, plan.max_step_tokens, plan.max_batch)
+        self.sampler = Sampler()
+        self.eos_ids = frozenset(model.config.eos_token_ids)
+        if model.tokenizer is not None:
+            self.eos_ids |= frozenset(model.tokenizer.eos_ids)
+        self.reset_stats()
+
+    @classmethod
+    def from_plan(cls, plan: Plan | str, model: Model | None = None) -> Engine:
+        """An engine for a plan; its model is loaded unless one is given."""
+        return cls(model, plan=Plan.of(plan))
+
+    # --- requests in
+
+    def submit(
+        self, prompt: Prompt, params: SamplingParams | None = None, _continuation: list[int] | None = None
+    ) -> list[Request]:
+        """Queue a prompt (text or token ids); one request for each of `params.num_samples` texts.
+
+        Raises RequestError if it cannot be served: nothing is queued then.
+        """
+        params = params or SamplingParams()
+        config = self.model.config
+        ids = self._encode(prompt)
+        params.check(config.vocab_size)
+        limit = config.max_position_embeddings
+        total = len(ids) + len(_continuation or ())
+        if total > limit and not self.cache.endless:
+            what = "prompt" if _continuation is None else "text to score"
+            raise RequestError(
+                f"the {what} has {total} tokens and the model's context is {limit}; shorten it"
+            )
+        if _continuation is None and total == limit and not self.cache.endless:
+            raise RequestError(f"the prompt fills the model's context of {limit} tokens; no room to generate")
+        max_length = limit
+        if self.cache.endless and params.max_tokens is not None:
+            max_length = max(limit, len(ids) + params.max_tokens)
+        seed = fresh_seed() if params.seed is None else params.seed
+        requests = []
+        for i in range(params.num_samples):
+            request = Request(ids, params, child_seed(seed, i), max_length, _continuation, index=i)
+            if self.model.tokenizer is not None and _continuation is None:
+                request.detokenizer = Detokenizer(self.model.tokenizer, params.skip_special_tokens)
+            elif params.stop:
+                raise RequestError("stop texts need a tokenizer, and this model has none; use stop_token_ids")
+            if i and self.scheduler.prefix_caching:
+                request.after = requests[0]
+            requests.append(request)
+        for request in requests:
+            self.scheduler.add(request)
+        return requests
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            if self.model.tokenizer is None:
+                raise RequestError("the prompt is text but this model has no tokenizer; give token ids")
+            ids = self.model.tokenizer.encode(prompt)
+        else:
+            ids = [int(t) for t in prompt]
+            vocab = self.model.config.vocab_size
+            for token in ids:
+                if not 0 <= token < vocab:
+                    raise RequestError(
+                        f"the prompt has token id {token}; the model's ids are 0 to {vocab - 1}"
+                    )
+        if not ids:
+            raise RequestError("the prompt is empty; give at least one token")
+        return ids
+
+    def cancel(self, requests: Sequence[Request]) -> None:
+        """End requests now; their memory is free at once."""
+        for request in requests:
+            if request.state is not State.FINISHED:
+                self.scheduler.finish(request, "cancelled")
+
+    # --- ways to drive it
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete prompts together; results come in the prompts' order.
+
+        Raises RequestError before anything runs if a prompt cannot be served, and NumericsError or RequestError
+        when one failed on the way.
+        """
+        many = _as_list(prompts)
+        each = [params] * len(many) if params is None or isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(many):
+            raise RequestError(
+                f"there are {len(many)} prompts and {len(each)} SamplingParams; give one for each"
+            )
+        groups: list[list[Request]] = []
+        try:
+            for prompt, p in zip(many, each, strict=True):
+                groups.append(self.submit(prompt, p))
+            self._run([r for group in groups for r in group])
+        except BaseException:
+            self.cancel([r for group in groups for r in group])
+            raise
+        return [self._output(prompt, group) for prompt, group in zip(many, groups, strict=True)]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Piece]:
+        """Complete one prompt, yielding text as it becomes certain. Closing the iterator cancels the request."""
+        params = params or SamplingParams()
+        if params.num_samples != 1:
+            raise RequestError(f"a stream is of one text, but n or best_of is {params.num_samples}")
+        requests = self.submit(prompt, params)
+        request = requests[0]
+        try:
+            while request.state is not State.FINISHED:
+                self.step()
+                if request.state is State.FINISHED:
+                    break
+                if request.unread:
+                    yield self._take(request)
+            self._raise_errors(requests)
+            yield self._take(request)
+        finally:
+            self.cancel(requests)
+
+    def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[ScoreOutput]:
+        """Log-probability of each continuation after its context (both token ids).
+
+        The context is fed as a prompt, the continuation as decoding would feed it, so a lossy cache acts on
+        what is scored. Many pairs run together.
+        """
+        requests: list[Request] = []
+        try:
+            for context, continuation in pairs:
+                if not continuation:
+                    raise RequestError("the continuation to score is empty; give at least one token")
+                requests += self.submit(context, SamplingParams(), self._encode(continuation))
+            self._run(requests)
+        except BaseException:
+            self.cancel(requests)
+            raise
+        return [ScoreOutput(r.scores, r.greedy, r.metrics) for r in requests]
+
+    def _run(self, requests: list[Request]) -> None:
+        while any(r.state is not State.FINISHED for r in requests):
+            self.step()
+        self._raise_errors(requests)
+        if not self.scheduler.has_work:
+            self.cache.check()
+
+    @staticmethod
+    def _raise_errors(requests: list[Request]) -> None:
+        for request in requests:
+            if request.error:
+                kind = RequestError if "kv_memory" in request.error else NumericsError
+                raise kind(request.error)
+
+    @staticmethod
+    def _take(request: Request) -> Piece:
+        ids = request.tokens[len(request.tokens) - request.unread :] if request.unread else []
+        done = request.state is State.FINISHED
+        piece = Piece(request.unread_text, ids, request.finish_reason, request.metrics if done else None)
+        request.unread, request.unread_text = 0, ""
+        return piece
+
+    def _output(self, prompt: Prompt, group: list[Request]) -> RequestOutput:
+        params = group[0].params
+        chosen = group
+        if params.num_samples > params.n:
+            chosen = sorted(group, key=lambda r: -r.cumulative_logprob)[: params.n]
+        outputs = [r.completion() for r in chosen]
+        for i, completion in enumerate(outputs):
+            completion.index = i
+        first = group[0]
+        return RequestOutput(
+            prompt=prompt if isinstance(prompt, str) else None,
+            prompt_token_ids=first.tokens[: first.prompt_length],
+            outputs=outputs,
+            prompt_logprobs=first.prompt_logprobs if params.prompt_logprobs is not None else None,
+        )
+
+    # --- one step
+
+    def step(self) -> list[Request]:
+        """Schedule, compute, commit and sample once. Returns the requests that got a token or ended."""
+        picks = self.scheduler.schedule()
+        failed, self.scheduler.failed = self.scheduler.failed, []
+        if not picks:
+            return failed
+        self._peak = max(self._peak, self.cache.bytes_held)
+        logit_rows, owners = self._wanted_logits(picks)
+        rows, logits = self.runner.run(picks, logit_rows)
+        self.cache.commit(rows, [pick.count for pick in picks])
+        for pick in picks:
+            request = pick.request
+            request.computed += pick.count
+            assert request.sequence is not None
+            if self.scheduler.prefix_caching:
+                self.cache.publish_prefix(request.sequence, request.tokens)
+            held = self.cache.held_by(request.sequence)
+            if held > request.metrics.kv_bytes_held:
+                request.metrics.kv_bytes_held = held
+        self._steps += 1
+        self._tokens += rows.positions.shape[0]
+        return failed + self._use_logits(logits, owners)
+
+    def _wanted_logits(self, picks: list[Pick]) -> tuple[list[int], list[tuple[Request, int]]]:
+        """Rows whose logits are needed, and for each its request and the index of the token it predicts."""
+        rows: list[int] = []
+        owners: list[tuple[Request, int]] = []
+        at = 0
+        for pick in picks:
+            request, end = pick.request, pick.request.computed + pick.count
+            if request.scoring:
+                first = max(request.computed + 1, request.prompt_length + len(request.scores))
+            elif (
+                request.params.prompt_logprobs is not None
+                and len(request.prompt_logprobs) < request.prompt_length
+            ):
+                first = max(request.computed + 1, len(request.prompt_logprobs))
+            else:
+                first = len(request.tokens)
+            for token in range(first, end + 1):
+                rows.append(at + token - 1 - request.computed)
+                owners.append((request, token))
+            at += pick.count
+        return rows, owners
+
+    def _use_logits(self, logits: Tensor, owners: list[tuple[Request, int]]) -> list[Request]:
+        sampled_rows: list[int] = []
+        rows: list[Row] = []
+        requests: list[Request] = []
+        touched: list[Request] = []
+        for i, (request, token) in enumerate(owners):
+            if token < len(request.tokens):
+                self._score(request, token, logits[i])
+                if request.scoring and token == len(request.tokens) - 1:
+                    self.scheduler.finish(request, request.finish_reason or "length", request.error)
+                    touched.append(request)
+                continue
+            sampled_rows.append(i)
+            requests.append(request)
+            params = request.params
+            plain = params.is_plain_greedy and params.min_tokens == 0
+            rows.append(
+                Row(
+                    params,
+                    request.seed,
+                    token,
+                    prompt_ids=() if plain else request.tokens[: request.prompt_length],
+                    output_ids=() if plain else request.tokens[request.prompt_length :],
+                    counts=request.counts,
+                    eos_ids=self.eos_ids,
+                )
+            )
+        if rows:
+            chosen = logits if len(rows) == logits.shape[0] else logits[sampled_rows]
+            now = time.perf_counter()
+            for i, (request, sampled) in enumerate(
+                zip(requests, self.sampler.sample(chosen, rows), strict=True)
+            ):
+                self._append(request, sampled, chosen[i], now)
+            touched += requests
+        return touched
+
+    def _score(self, request: Request, token: int, logits: Tensor) -> None:
+        """Note the log-probability of a token that is known already."""
+        known = request.tokens[token]
+        values = as_numpy(logits)
+        logprob, top = raw_logprobs(values, known, request.params.prompt_logprobs or 0)
+        if logprob != logprob:
+            request.error = (
+                request.error or Sampler().sample(logits[None], [Row(request.params, 0, 0)])[0].error
+            )
+        if request.scoring:
+            request.scores.append(logprob)
+            request.greedy.append(int(values.argmax()) == known)
+        else:
+            request.prompt_logprobs.append(TokenLogprob(known, logprob, top))
+
+    def _append(self, request: Request, sampled: Sampled, logits: Tensor, now: float) -> None:
+        """Take a sampled token into the request and see whether it ends there."""
+        if sampled.error:
+            self.scheduler.finish(request, "error", sampled.error)
+            return
+        token, params, metrics = sampled.token, request.params, request.metrics
+        request.tokens.append(token)
+        request.unread += 1
+        if request.counts is not None:
+            request.counts.add(token)
+        metrics.token_times.append(now - metrics.arrival)
+        if metrics.ttft_s is None:
+            metrics.ttft_s = metrics.token_times[0]
+        if params.logprobs is not None and sampled.logprob is not None:
+            request.logprobs.append(TokenLogprob(token, sampled.logprob, sampled.top))
+            request.cumulative_logprob += sampled.logprob
+        elif params.num_samples > params.n:
+            request.cumulative_logprob += raw_logprobs(as_numpy(logits), token, 0)[0]
+        ended = None
+        if token in self.eos_ids and not params.ignore_eos:
+            ended = "stop"
+        elif params.stop_token_ids and token in params.stop_token_ids:
+            ended, request.stop_reason = "stop", token
+        if request.detokenizer is not None:
+            text, met = request.stop.push(request.detokenizer.push(token))
+            request.emit(text)
+            if met is None and (ended or len(request.tokens) >= request.length_limit):
+                text, met = request.stop.push(request.detokenizer.flush())
+                request.emit(text if met is not None else text + request.stop.flush())
+            if met is not None:
+                ended, request.stop_reason = "stop", met
+        if ended is None and len(request.tokens) >= request.length_limit:
+            ended = "length"
+        if ended is not None:
+            self.scheduler.finish(request, ended)
+
+    # --- meters
+
+    def stats(self) -> EngineStats:
+        cache, scheduler = self.cache, self.scheduler
+        return EngineStats(
+            steps=self._steps,
+            tokens=self._tokens,
+            kv_bytes_capacity=cache.bytes_capacity,
+            kv_bytes_held=cache.bytes_held,
+            kv_bytes_peak=self._peak,
+            kv_bytes_cached=cache.bytes_cached,
+            kv_bytes_moved=cache.bytes_moved,
+            preemptions=scheduler.preemptions,
+            prefix_hit_tokens=scheduler.prefix_hit_tokens,
+        )
+
+    def reset_stats(self) -> None:
+        """Set the counters to zero; the cache keeps its content."""
+        self._steps = self._tokens = self._peak = 0
+        self.cache.bytes_moved = 0
+        self.scheduler.preemptions = self.scheduler.prefix_hit_tokens = 0
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or several: a text, a list of ids, or a list of either."""
+    if isinstance(prompts, str):
+        return [prompts]
+    items = list(prompts)
+    if items and all(isinstance(item, int) for item in items):
+        return [items]  # type: ignore[list-item]
+    return items  # type: ignore[return-value]

@@ -1,0 +1,80 @@
+"""From a model and a plan to kernels and a cache."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from trimtab.errors import PlanError
+from trimtab.kernels.build import build_in_background, is_built
+from trimtab.kernels.reference import TorchKernels
+from trimtab.kvcache.base import KVCache, KVShape
+from trimtab.registry import KV_CACHES
+
+if TYPE_CHECKING:
+    from trimtab.kernels.native import Library, NativeModel
+    from trimtab.models.transformer import Model
+    from trimtab.plan import Plan
+
+log = logging.getLogger("trimtab.engine")
+
+
+def choose_backend(
+    model: Model, backend: str, threads: int, wait: bool
+) -> tuple[Library | TorchKernels, NativeModel | None]:
+    """The kernels for the cache, and the native model unless torch runs the layers.
+
+    `wait`: compile the kernels now if they are not there; otherwise compile for the next time and use torch.
+    """
+    if backend == "torch":
+        return TorchKernels(), None
+    from trimtab.kernels.native import Library, NativeModel, unsupported
+
+    reasons = unsupported(model.config, model.dtype, model.device)
+    dtype = str(model.dtype).removeprefix("torch.")
+    if not reasons and backend == "auto" and not wait and not is_built(dtype):
+        build_in_background(dtype)
+        return TorchKernels(), None
+    if not reasons:
+        try:
+            library = Library(model.dtype, threads)
+            return library, NativeModel(library, model.config, dict(model.named_parameters()))
+        except OSError as error:
+            reasons = [f"{error}; install a C++ compiler (g++ or clang++)"]
+    if backend == "native":
+        raise PlanError([f"backend=native: {reason}" for reason in reasons])
+    log.info("running on plain torch: %s", "; ".join(reasons))
+    return TorchKernels(), None
+
+
+def build_cache(model: Model, plan: Plan, kernels: Library | TorchKernels) -> KVCache:
+    config = model.config
+    method = KV_CACHES.get(plan.cache.name)
+    shape = KVShape(
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        windows=tuple(config.sliding_windows),
+        max_length=config.max_position_embeddings,
+        max_sequences=plan.max_batch,
+        max_step_tokens=plan.max_step_tokens,
+        dtype=model.dtype,
+        device=model.device,
+        rotary=model.rotary,
+        kernels=kernels,
+    )
+    return method.cls(shape, plan.cache.options, plan.kv_memory or default_memory(shape))
+
+
+def default_memory(shape: KVShape) -> int:
+    """Bytes for a full context of every sequence, but at most a quarter of what is free now."""
+    wanted = shape.max_sequences * (shape.max_length + shape.max_step_tokens) * shape.token_bytes
+    if shape.device.type == "cuda":
+        import torch
+
+        free = torch.cuda.mem_get_info(shape.device)[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(wanted, max(free // 4, shape.token_bytes * 256))
