@@ -68,7 +68,7 @@ def test_two_classes_cannot_have_one_name(package):
 
 
 def test_a_method_without_options_refuses_any(package):
-    with pytest.raises(ConfigError, match=r"unknown option 'bits' of speed method 'quick'. It has no options"):
+    with pytest.raises(ConfigError, match=r"unknown option 'bits' of .* 'quick'\. It has no options"):
         package.REGISTRY.build_options("quick", {"bits": 2})
 
 
@@ -83,8 +83,9 @@ def test_every_shipped_method_loads_and_explains_itself(seam):
 
 
 def test_names_of_the_caches_come_without_torch():
-    code = "import sys; from trimtab.registry import KV_CACHES as r; print(r.names()); assert 'torch' not in sys.modules"
+    code = "import sys; from trimtab.registry import KV_CACHES as r; print(r.names(), 'torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "False" in out
     assert "'full'" in out and "'base'" not in out
 
 

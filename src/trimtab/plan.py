@@ -82,11 +82,12 @@ class MethodChoice:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values with every option spelled out."""
-        options = {f.name: getattr(self.options, f.name) for f in dataclasses.fields(self.options)}
+        values = {f.name: getattr(self.options, f.name) for f in dataclasses.fields(self.options)}
+        options = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
         return {"name": self.name, "options": options}
 
     def __str__(self) -> str:
-        options = ",".join(f"{key}={shlex.quote(_text(value))}" for key, value in self.changed().items())
+        options = ",".join(f"{key}={_quote(_text(value), ',')}" for key, value in self.changed().items())
         return f"{self.name}:{options}" if options else self.name
 
 
@@ -126,6 +127,18 @@ def _text(value: Any) -> str:
     if isinstance(value, tuple):
         return "+".join(_text(item) for item in value)
     return str(value)
+
+
+def _join(words: Iterable[str]) -> str:
+    """Words of a plan string."""
+    return " ".join(_quote(word, " \t\r\n") for word in words)
+
+
+def _quote(text: str, separators: str) -> str:
+    """`text` so that `_split` keeps it whole."""
+    if not set(text) & {*separators, *"'\"\\"}:
+        return text
+    return "'" + text.replace("'", "'\"'\"'") + "'"
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -263,16 +276,14 @@ class Plan:
         """A short name for tables: the cache, then the settings that differ from their defaults."""
         words = [str(self.cache)]
         words += [f"{k}={_text(v)}" for k, v in self._changed().items() if k not in ("model", "cache")]
-        return " ".join(words)
+        return _join(words)
 
     def _changed(self) -> dict[str, Any]:
         return {key: value for key, value in self._shallow().items() if value != getattr(_defaults(), key)}
 
     def __str__(self) -> str:
         """The shortest plan string that parses back to this plan."""
-        words = [f"{key}={_text(value)}" for key, value in self._changed().items()]
-        quoted = [shlex.quote(word) if re.search(r"[\s'\"\\]", word) else word for word in words]
-        return " ".join(quoted) or "full"
+        return _join([f"{key}={_text(value)}" for key, value in self._changed().items()]) or "full"
 
     def problems(self, config: ModelConfig) -> list[str]:
         """Every reason why this plan cannot run a model of `config`; empty when it can."""

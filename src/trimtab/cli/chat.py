@@ -5,13 +5,16 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Annotated, Any
+from contextlib import closing, contextmanager, suppress
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trimtab.cli import common
-from trimtab.errors import RequestError, TrimtabError, did_you_mean
+from trimtab.errors import TrimtabError, did_you_mean
+
+if TYPE_CHECKING:
+    from trimtab import Engine, SamplingParams
 
 HELP = """\
 /help            this text
@@ -99,8 +102,9 @@ def run(
 class Conversation:
     """The messages so far, and the engine that answers them."""
 
-    def __init__(self, engine: Any, params: Any, system: str | None) -> None:
+    def __init__(self, engine: Engine, params: SamplingParams, system: str | None) -> None:
         self.engine = engine
+        self.tokenizer = common.tokenizer_of(engine)
         self.params = params
         self.system = system
         self.turns: list[dict[str, str]] = []
@@ -108,56 +112,45 @@ class Conversation:
     def answer(self, text: str) -> None:
         """Stream the answer to the user's `text`; what was written so far stays in the history."""
         self.turns.append({"role": "user", "content": text})
-        try:
-            prompt = self._fitting_prompt()
-        except TrimtabError:
-            self.turns.pop()
-            raise
         said: list[str] = []
         with _stoppable() as stopped:
-            pieces = self.engine.stream(prompt, self.params)
             try:
-                for piece in pieces:
-                    said.append(piece.text)
-                    sys.stdout.write(piece.text)
-                    sys.stdout.flush()
-                    if stopped():
-                        break
-            finally:
                 # Closing a stream cancels its request, which gives its memory back.
-                pieces.close()
-        print(flush=True)
-        if stopped():
-            common.note("stopped")
+                with closing(self.engine.stream(self._fitting_prompt(), self.params)) as pieces:
+                    for piece in pieces:
+                        said.append(piece.text)
+                        sys.stdout.write(piece.text)
+                        sys.stdout.flush()
+                        if stopped():
+                            break
+            except TrimtabError:
+                self.turns.pop()
+                raise
+            print(flush=True)
+            if stopped():
+                common.note("stopped")
         self.turns.append({"role": "assistant", "content": "".join(said)})
 
     def reset(self) -> None:
+        """Forget the turns, not the system message."""
         self.turns.clear()
 
     def _fitting_prompt(self) -> list[int]:
         """Token ids of the conversation, without its oldest turns where it outgrew the context."""
-        room = self.engine.model.config.max_position_embeddings - self.params.max_tokens
-        forgotten = 0
-        while True:
-            prompt = self._encode()
-            if len(prompt) <= room:
-                break
-            if len(self.turns) <= 1:
-                raise RequestError(
-                    f"the message has {len(prompt)} tokens and --max-tokens is {self.params.max_tokens}, but "
-                    f"the context holds {room + self.params.max_tokens}; shorten the message or the answer"
-                )
+        context = self.engine.model.config.max_position_embeddings
+        room = context - min(self.params.max_tokens or 1, context // 2)
+        prompt, forgotten = self._encode(), 0
+        while len(prompt) > room and len(self.turns) > 1 and not self.engine.cache.endless:
             del self.turns[:2]
-            forgotten += 1
+            prompt, forgotten = self._encode(), forgotten + 1
         if forgotten:
-            common.note(f"the context is full: forgot the oldest {forgotten} question(s) with their answers")
+            common.note(f"the context is full; questions forgotten, with their answers: {forgotten}")
         return prompt
 
     def _encode(self) -> list[int]:
         head = [{"role": "system", "content": self.system}] if self.system is not None else []
-        tokenizer = self.engine.model.tokenizer
-        text = tokenizer.apply_chat_template([*head, *self.turns])
-        return tokenizer.encode(text, add_special_tokens=False)
+        text = self.tokenizer.apply_chat_template([*head, *self.turns])
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
 
 def _lines(at_keyboard: bool) -> Iterator[str]:

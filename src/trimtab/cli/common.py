@@ -15,23 +15,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.errors import ConfigError
+from trimtab.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from trimtab.engine.engine import Engine
+    from trimtab.models.tokenizer import Tokenizer
     from trimtab.plan import Plan
 
 ModelArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[MODEL]", help="Folder or hub id. Default: the shipped model.", show_default=False),
+    typer.Argument(
+        metavar="[MODEL]", help="Folder or hub id. Default: the shipped model.", show_default=False
+    ),
 ]
 PlanOption = Annotated[
     str | None,
     typer.Option(
         "--plan",
         metavar="PLAN",
-        help="A YAML file, or a string such as 'cache=kivi:bits=2 dtype=bfloat16'. Options given beside it win.",
+        help="YAML file, or a string such as 'cache=kivi:bits=2 dtype=bfloat16'. Other options go first.",
         show_default=False,
     ),
 ]
@@ -55,7 +59,9 @@ DtypeOption = Annotated[
 ]
 DeviceOption = Annotated[
     str | None,
-    typer.Option("--device", metavar="DEVICE", help="auto (default), cpu, cuda or cuda:N.", show_default=False),
+    typer.Option(
+        "--device", metavar="DEVICE", help="auto (default), cpu, cuda or cuda:N.", show_default=False
+    ),
 ]
 ThreadsOption = Annotated[
     int | None,
@@ -91,13 +97,31 @@ def make_plan(plan: str | None, model: str | None = None, **settings: Any) -> Pl
     return base.with_(**given)
 
 
-def make_engine(plan: Plan) -> Any:
-    """The engine of a plan, with word on stderr while a large model is loaded."""
-    import trimtab
+def make_engine(plan: Plan) -> Engine:
+    """The engine of a plan, for commands where the first token should come soon.
+
+    Kernels that are not there yet are compiled beside it, for the next run.
+    """
+    from trimtab import Engine
 
     if plan.model is not None:
         note(f"loading {plan.model}")
-    return trimtab.Engine.from_plan(plan)
+    engine = Engine(plan=plan, wait_for_kernels=False)
+    if plan.backend == "auto" and engine.backend == "torch":
+        from trimtab.kernels.build import compiler
+        from trimtab.kernels.native import unsupported
+
+        if compiler() and not unsupported(engine.model.config, engine.model.dtype, engine.model.device):
+            note("the C++ kernels are being compiled; until they are ready, plain torch serves")
+    return engine
+
+
+def tokenizer_of(engine: Engine) -> Tokenizer:
+    """The engine's tokenizer, which a chat needs."""
+    tokenizer = engine.model.tokenizer
+    if tokenizer is None:
+        raise CheckpointError(f"{engine.model.path} has no tokenizer, which a chat needs")
+    return tokenizer
 
 
 def note(text: str) -> None:

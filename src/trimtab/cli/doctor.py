@@ -22,8 +22,13 @@ def run(
     and large batches (matmul rate).
     """
     from trimtab.evaluation import hardware
+    from trimtab.kernels.build import CPP_TYPES, is_built
 
     found: dict[str, Any] = dict(hardware.describe())
+    found["kernels"] = {
+        dtype: "built" if is_built(dtype) else "built on first use" if found["compiler"] else "no compiler"
+        for dtype in CPP_TYPES
+    }
     if measure:
         common.note("measuring")
         found["read_bandwidth_gb_per_s"] = hardware.read_bandwidth(threads)

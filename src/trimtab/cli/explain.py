@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
 import typing
 from typing import Annotated, Any
 
@@ -56,6 +58,7 @@ def _find(name: str) -> list[Any]:
 def option_rows(options: type) -> list[dict[str, Any]]:
     """Name, type, default and help of each option of a method."""
     hints = typing.get_type_hints(options)
+    told = _documented(options)
     rows = []
     for field in dataclasses.fields(options):
         if not field.init:
@@ -70,10 +73,26 @@ def option_rows(options: type) -> list[dict[str, Any]]:
                 "type": _type_name(hints[field.name]),
                 "default": None if required else default,
                 "required": required,
-                "help": field.metadata.get("help", ""),
+                "help": field.metadata.get("help") or told.get(field.name, ""),
             }
         )
     return rows
+
+
+def _documented(options: type) -> dict[str, str]:
+    """What the docstring says of each field, in lines `name: text` with indented continuation lines."""
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in (inspect.getdoc(options) or "").splitlines():
+        head = re.match(r"(\s*)(\w+(?:, \w+)*): +(\S.*)", line)
+        if head:
+            names = head[2].split(", ")
+            found |= dict.fromkeys(names, head[3])
+        elif not line.strip():
+            names = []
+        else:
+            found |= {name: f"{found[name]} {line.strip()}" for name in names}
+    return found
 
 
 def _type_name(hint: Any) -> str:
@@ -96,7 +115,8 @@ def _show(method: Any) -> None:
     from rich.table import Table
 
     console = common.console()
-    console.print(f"[bold]{escape(method.card.title)}[/] ({method.seam} method [bold]{escape(method.name)}[/])\n")
+    kind = "task" if method.seam == "task" else f"{method.seam} method"
+    console.print(f"[bold]{escape(method.card.title)}[/] ({kind} [bold]{escape(method.name)}[/])\n")
     card = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     card.add_column(style="bold", no_wrap=True)
     card.add_column()
@@ -119,4 +139,5 @@ def _show(method: Any) -> None:
     console.print(table)
     example = ",".join(f"{row['name']}={row['default']}" for row in rows[:2] if not row["required"])
     if method.seam == "cache" and example:
-        console.print(f"\ntrimtab generate --cache {escape(method.name)}:{escape(example)} \"Once upon a time\"")
+        call = f'trimtab generate --cache {method.name}:{example} "Once upon a time"'
+        console.print(f"\n{escape(call)}")

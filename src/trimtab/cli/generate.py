@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trimtab.cli import common
 from trimtab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trimtab import Engine, SamplingParams
+    from trimtab.engine.request import RequestMetrics
 
 MAX_TOKENS = 128
 
@@ -140,11 +145,8 @@ def run(
         return
     if echo:
         print(prompt, end="", flush=True)
-    if n == 1 and params.num_samples == 1:
-        metrics = _stream(engine, asked, params)
-    else:
-        metrics = _print_all(engine, asked, params)
-    common.note(describe(metrics))
+    one = params.num_samples == 1
+    common.note(describe([_stream(engine, asked, params)] if one else _print_all(engine, asked, params)))
 
 
 def _model_and_prompt(first: str | None, second: str | None) -> tuple[str | None, str]:
@@ -176,52 +178,65 @@ def _biases(pairs: list[str]) -> dict[int, float] | None:
     return biases or None
 
 
-def _as_chat(engine: Any, prompt: str, system: str | None) -> list[int]:
+def _as_chat(engine: Engine, prompt: str, system: str | None) -> list[int]:
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": prompt})
-    tokenizer = engine.model.tokenizer
+    tokenizer = common.tokenizer_of(engine)
     return tokenizer.encode(tokenizer.apply_chat_template(messages), add_special_tokens=False)
 
 
-def _stream(engine: Any, prompt: str | list[int], params: Any) -> Any:
+def _stream(engine: Engine, prompt: str | list[int], params: SamplingParams) -> RequestMetrics:
     metrics = None
     for piece in engine.stream(prompt, params):
         sys.stdout.write(piece.text)
         sys.stdout.flush()
-        metrics = piece.metrics or metrics
+        metrics = piece.metrics
     print(flush=True)
+    assert metrics is not None, "the last piece of a stream carries the metrics"
     return metrics
 
 
-def _print_all(engine: Any, prompt: str | list[int], params: Any) -> Any:
+def _print_all(engine: Engine, prompt: str | list[int], params: SamplingParams) -> list[RequestMetrics]:
     output = engine.generate(prompt, params)[0]
     for number, completion in enumerate(output.outputs, 1):
         if len(output.outputs) > 1:
             print(f"[{number}]", end=" ")
         print(completion.text, flush=True)
-    return output.metrics
+    return [completion.metrics for completion in output.outputs]
 
 
-def _record(engine: Any, prompt: str, asked: str | list[int], params: Any) -> dict[str, Any]:
+def _record(
+    engine: Engine, prompt: str, asked: str | list[int], params: SamplingParams
+) -> dict[str, Any]:
     output = engine.generate(asked, params)[0]
+    outputs = []
+    for completion in output.outputs:
+        metrics = {**common.plain(completion.metrics), "tokens_per_s": completion.metrics.tokens_per_s}
+        del metrics["arrival"]  # a reading of this process's clock; all other times count from it
+        outputs.append({**common.plain(completion), "metrics": metrics})
     return {
         "plan": engine.plan.to_dict(),
         "backend": engine.backend,
         "prompt": prompt,
         "prompt_token_ids": output.prompt_token_ids,
-        "outputs": output.outputs,
-        "prompt_logprobs": getattr(output, "prompt_logprobs", None),
-        "metrics": output.metrics,
+        "prompt_logprobs": output.prompt_logprobs,
+        "outputs": outputs,
     }
 
 
-def describe(metrics: Any) -> str:
-    """One line about a finished request."""
+def describe(finished: Sequence[RequestMetrics]) -> str:
+    """One line about finished requests of one prompt."""
     from trimtab.sizes import format_bytes
 
-    cached = f", {metrics.cached_prompt_tokens} of them cached" if metrics.cached_prompt_tokens else ""
-    return (
-        f"{metrics.completion_tokens} tokens at {metrics.tokens_per_s:.0f} tokens/s, first after "
-        f"{metrics.ttft_s:.2f} s; prompt of {metrics.prompt_tokens} tokens{cached}; "
-        f"KV cache {format_bytes(metrics.kv_bytes_held)}"
-    )
+    first = finished[0]
+    words = [f"{sum(metrics.completion_tokens for metrics in finished)} tokens"]
+    if len(finished) > 1:
+        words[0] += f" in {len(finished)} completions"
+    elif first.tokens_per_s is not None:
+        words[0] += f" at {first.tokens_per_s:.0f} tokens/s"
+    if first.ttft_s is not None:
+        words.append(f"first after {first.ttft_s:.2f} s")
+    cached = f" ({first.cached_prompt_tokens} cached)" if first.cached_prompt_tokens else ""
+    words.append(f"prompt of {first.prompt_tokens}{cached}")
+    words.append(f"KV cache {format_bytes(sum(metrics.kv_bytes_held for metrics in finished))}")
+    return ", ".join(words)
