@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from trimtab.kernels.native import NativeModel
     from trimtab.models.transformer import Model
 
+_TABLE_LIMIT = 1 << 16
+
 
 class Runner:
     def __init__(
@@ -99,6 +101,9 @@ class Runner:
             cos, sin = rotary.cos_sin(positions, lengths)
             return cos.to(self.device), sin.to(self.device)
         highest = int(positions.max()) if positions.numel() > 1 else int(positions[0])
+        if highest >= _TABLE_LIMIT:  # an endless text must not grow a table without end
+            cos, sin = rotary.cos_sin(positions)
+            return cos.to(self.device), sin.to(self.device)
         if self._tables is None or highest >= self._tables[0].shape[0]:
             size = max(1024, 1 << (highest + 1).bit_length())
             cos, sin = rotary.cos_sin(torch.arange(size))

@@ -101,9 +101,12 @@ class Library:
         self.lib.tt_write(ctypes.byref(rows.as_struct()), k.data_ptr(), v.data_ptr(), k.shape[0])
 
     def attend(self, rows: PagedRows, q: Tensor) -> tuple[Tensor, Tensor]:
-        """(out [N, H, d], logsumexp [N, H]) of rotated q float32 [N, H, d] over the pages."""
-        out = torch.empty_like(q)
-        lse = torch.empty(q.shape[:2], dtype=torch.float32)
+        """(out [N, H, d], logsumexp [N, H]) of rotated q float32 [N, H, d] over the pages.
+
+        Rows outside the spans come back as the empty segment: 0 and -inf.
+        """
+        out = torch.zeros_like(q)
+        lse = torch.full(q.shape[:2], -torch.inf)
         self.lib.tt_attend(
             self.team, ctypes.byref(rows.as_struct()), q.data_ptr(), out.data_ptr(), lse.data_ptr()
         )

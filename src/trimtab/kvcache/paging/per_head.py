@@ -1,0 +1,142 @@
+"""Rows kept head by head: every layer's every KV head has its own pages and its own length.
+
+What eviction policies stand on. Keys are stored rotated, so the order of rows inside a head does not
+matter and a freed row can be filled by any other; whole free pages go back to the pool at once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trimtab.kernels.paged import PAGE, PagedRows
+from trimtab.kvcache.base import KVShape
+from trimtab.kvcache.paging.arena import Arena, PagePool
+
+
+class PerHeadRows:
+    """Paged K and V rows per (slot, layer, head). Tables live on the CPU; rows on the model's device."""
+
+    def __init__(self, shape: KVShape, memory_bytes: int) -> None:
+        self.shape = shape
+        page_bytes = PAGE * shape.row_bytes
+        self.arena = Arena(memory_bytes, [page_bytes], shape.device, min_slab=64 * page_bytes)
+        self.pool = PagePool(self.arena, page_bytes)
+        self.per_head = (shape.max_length + shape.max_step_tokens) // PAGE + 1
+        heads = (shape.max_sequences, shape.num_layers, shape.num_kv_heads)
+        self.table = torch.zeros(*heads, self.per_head, dtype=torch.int32)
+        self.length = torch.zeros(*heads, dtype=torch.int32)  # committed rows
+        self._pages = torch.zeros(*heads, dtype=torch.int32)  # pages held
+        self._call = PagedRows(
+            arena=self.pool.view(shape.dtype),
+            table=self.table,
+            start=self.length,
+            spans=torch.zeros(0, 3, dtype=torch.int32),
+            num_heads=shape.num_heads,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            scale=shape.scale,
+            table_seq=shape.num_layers * shape.num_kv_heads * self.per_head,
+            table_head=self.per_head,
+            start_seq=shape.num_layers * shape.num_kv_heads,
+            start_head=1,
+        )
+
+    def open(self, slot: int) -> None:
+        self.length[slot] = 0
+        self._pages[slot] = 0
+
+    def reserve(self, slot: int, count: int) -> bool:
+        """Room for `count` rows more in every head; False, and nothing changed, if there is none."""
+        need = (self.length[slot] + (count + PAGE - 1)) // PAGE
+        have = self._pages[slot]
+        missing = (need - have).clamp(min=0)
+        total = int(missing.sum())
+        if not total:
+            return True
+        pages = self.pool.alloc_many(total)
+        if pages is None:
+            return False
+        at = 0
+        for layer, head in missing.nonzero().tolist():
+            n, first = int(missing[layer, head]), int(have[layer, head])
+            self.table[slot, layer, head, first : first + n] = torch.tensor(pages[at : at + n], dtype=torch.int32)
+            at += n
+        self._pages[slot] = torch.maximum(need, have)
+        return True
+
+    def call(self, layer: int, spans: Tensor, start: Tensor | None = None) -> PagedRows:
+        """Where layer `layer`'s rows lie; `start` (same shape as `length`) instead of the committed lengths."""
+        call = self._call
+        call.spans = spans
+        call.start = self.length if start is None else start
+        call.table_offset = layer * self.shape.num_kv_heads * self.per_head
+        call.start_offset = layer * self.shape.num_kv_heads
+        call.window = self.shape.windows[layer] or 0
+        return call
+
+    def _views(self) -> tuple[Tensor, Tensor]:
+        """Keys [pages, d, 16] and values [pages, 16, d] of the whole arena."""
+        d = self.shape.head_dim
+        pages = self._call.arena.view(-1, 2, PAGE * d)
+        return pages[:, 0].unflatten(-1, (d, PAGE)), pages[:, 1].unflatten(-1, (PAGE, d))
+
+    def _locate(self, slot: int, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Page and place in the page of rows `index` int64 [L, G, n]."""
+        page = torch.gather(self.table[slot].long(), 2, index // PAGE)
+        device = self._call.arena.device
+        return page.to(device), (index % PAGE).to(device)
+
+    def gather(self, slot: int, index: Tensor) -> tuple[Tensor, Tensor]:
+        """k and v [L, G, n, d] of rows `index` int64 [L, G, n]."""
+        keys, values = self._views()
+        page, at = self._locate(slot, index)
+        return keys[page, :, at], values[page, at]
+
+    def scatter(self, slot: int, index: Tensor, k: Tensor, v: Tensor) -> None:
+        keys, values = self._views()
+        page, at = self._locate(slot, index)
+        keys[page, :, at] = k
+        values[page, at] = v
+
+    def keep(self, slot: int, index: Tensor) -> int:
+        """Keep only rows `index` int64 [L, G, n] of each head, in that order; returns the bytes copied."""
+        k, v = self.gather(slot, index)
+        n = index.shape[2]
+        self.scatter(slot, torch.arange(n).expand_as(index), k, v)
+        self.length[slot] = n
+        self._shrink(slot)
+        return 2 * k.numel() * k.element_size()
+
+    def replace(self, slot: int, victim: Tensor) -> int:
+        """Drop row `victim` int64 [L, G] of each head by moving the last row there; returns bytes copied."""
+        last = (self.length[slot].long() - 1)[..., None]
+        k, v = self.gather(slot, last)
+        self.scatter(slot, victim[..., None], k, v)
+        self.length[slot] -= 1
+        self._shrink(slot)
+        return 2 * k.numel() * k.element_size()
+
+    def _shrink(self, slot: int) -> None:
+        need = (self.length[slot] + (PAGE - 1)) // PAGE
+        extra = self._pages[slot] - need
+        freed: list[int] = []
+        for layer, head in extra.nonzero().tolist():
+            first, end = int(need[layer, head]), int(self._pages[slot, layer, head])
+            freed += self.table[slot, layer, head, first:end].tolist()
+        self.pool.free(freed)
+        self._pages[slot] = need
+
+    def close(self, slot: int) -> None:
+        self.length[slot] = 0
+        self._shrink(slot)
+
+    def held(self, slot: int) -> int:
+        return int(self._pages[slot].sum()) * self.pool.page_bytes
+
+    def read(self, slot: int) -> int:
+        return int(self.length[slot].sum()) * self.shape.row_bytes
+
+    def check(self) -> None:
+        self.arena.check()
+        assert int(self._pages.sum()) == self.pool.used, "pages held by heads and pages used differ"
