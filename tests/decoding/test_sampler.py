@@ -383,3 +383,14 @@ def test_rows_on_a_gpu_equal_rows_on_the_cpu():
     rows = [row(seed=i, prompt=[1, 2], output=[3, 3], **s) for i, s in enumerate(SETTINGS)]
     assert Sampler().sample(logits.cuda(), rows) == Sampler().sample(logits, rows)
     assert Sampler().sample(logits.cuda()[:1], rows[:1]) == Sampler().sample(logits[:1], rows[:1])
+
+
+def test_the_path_for_other_devices_gives_the_same_tokens():
+    logits = logits_of(18, rows=len(SETTINGS) + 3, vocab=4096)
+    rows = [row(seed=i, prompt=[1, 2], output=[3, 3], **s) for i, s in enumerate([*SETTINGS, *SETTINGS[:3]])]
+    logits[0, 3], logits[2, 3] = math.nan, math.nan
+    assert Sampler()._sample_on_device(logits, rows) == Sampler().sample(logits, rows)
+    greedy = [row(temperature=0)] * 4
+    assert Sampler()._sample_on_device(logits[1:5], greedy) == Sampler().sample(logits[1:5], greedy)
+    sampled = [row(seed=i) for i in range(4)]
+    assert Sampler()._sample_on_device(logits[1:5], sampled) == Sampler().sample(logits[1:5], sampled)

@@ -165,7 +165,10 @@ class _SentencePieceStream:
 
 
 class _WindowStream:
-    """Decodes the last few tokens together with some before them, whose text is known already."""
+    """Decodes the last few tokens together with some before them, whose text is known already.
+
+    Right for decoders in which a token's text may depend on its neighbours, but not on tokens far away.
+    """
 
     __slots__ = ("_byte_fallback", "_decode", "_read", "_skip", "_token", "_window")
 

@@ -122,10 +122,14 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`; `add_special_tokens` frames it as the checkpoint asks (a first bos, say)."""
+        if not isinstance(text, str):
+            raise RequestError(f"a text to tokenize is a {type(text).__name__}; it must be a str")
         try:
             return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except UnicodeEncodeError as error:
-            raise RequestError(f"the text is not valid Unicode and cannot be tokenized: {error}") from None
+        except TypeError:  # what the library raises for lone surrogates
+            raise RequestError(
+                "the text is not valid Unicode (it holds half a surrogate pair) and cannot be tokenized"
+            ) from None
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`. Ids outside the vocabulary stand for no text; half characters become U+FFFD."""
