@@ -32,13 +32,12 @@ def measure(
 
         report = trimtab.compare(None, plans, tasks, out=out, seed=seed, progress=progress)
     if as_json:
-        common.write_json(report.rows)
+        common.write_json(report.records())
     else:
         common.console().print(report.table())
     if out is not None:
         common.note(f"written: {out / 'report.html'} and {out / 'results.jsonl'}")
-    failed = [row for row in report.rows if row.error is not None]
-    for row in failed:
+    for row in report.errors:
         common.note(f"failed: {row.task} with {row.plan}: {row.error}")
-    if failed:
+    if report.errors:
         raise typer.Exit(1)

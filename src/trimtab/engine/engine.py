@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -267,8 +268,9 @@ class Engine:
             return failed
         self._peak = max(self._peak, self.cache.bytes_held)
         logit_rows, owners = self._wanted_logits(picks)
-        rows, logits = self.runner.run(picks, logit_rows)
-        self.cache.commit(rows, [pick.count for pick in picks])
+        with self._quiet_torch():
+            rows, logits = self.runner.run(picks, logit_rows)
+            self.cache.commit(rows, [pick.count for pick in picks])
         for pick in picks:
             request = pick.request
             request.computed += pick.count
@@ -281,6 +283,20 @@ class Engine:
         self._steps += 1
         self._tokens += rows.positions.shape[0]
         return failed + self._use_logits(logits, owners)
+
+    @contextmanager
+    def _quiet_torch(self) -> Iterator[None]:
+        """Keep torch's own threads asleep while the C++ kernels' threads work: after one parallel torch
+        operation they spin for milliseconds on the cores that the kernels need."""
+        threads = torch.get_num_threads()
+        if self.backend == "torch" or threads == 1:
+            yield
+            return
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     def _wanted_logits(self, picks: list[Pick]) -> tuple[list[int], list[tuple[Request, int]]]:
         """Rows whose logits are needed, and for each its request and the index of the token it predicts."""

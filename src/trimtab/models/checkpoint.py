@@ -37,7 +37,7 @@ def load(
     Raises CheckpointError, naming file and tensor or key, for anything missing, broken or unsupported,
     and ConfigError for an unknown dtype or device.
     """
-    wanted, where = _dtype(dtype), _device(device)
+    wanted, where = parse_dtype(dtype), parse_device(device)
     folder = find_folder(path_or_id, revision)
     config = config_from_folder(folder)
     with torch.device("meta"):
@@ -50,7 +50,8 @@ def load(
     return model.eval()
 
 
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A supported torch dtype from its name; None stays None."""
     if dtype is None or dtype in DTYPES.values():
         return dtype  # type: ignore[return-value]
     if str(dtype) not in DTYPES:
@@ -60,7 +61,8 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return DTYPES[str(dtype)]
 
 
-def _device(device: str | torch.device) -> torch.device:
+def parse_device(device: str | torch.device) -> torch.device:
+    """A device that really works here."""
     try:
         found = torch.device(device)
         # A device that exists by name only shows itself when something is put on it.

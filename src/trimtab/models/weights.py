@@ -102,12 +102,12 @@ def _files(folder: Path) -> list[Path]:
         hint = f"; {others[0]} is in a format that trimtab does not read" if others else ""
         raise CheckpointError(f"{folder} has neither {_SINGLE} nor {_INDEX}{hint}")
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(map(Path, set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{index} is not an index of shards: {error!r}") from None
     for name in names:
-        if Path(name).name != name:
-            raise CheckpointError(f"{index} names the shard {name!r}; shards must lie beside the index")
+        if name.parent != Path():
+            raise CheckpointError(f"{index} names the shard {str(name)!r}; shards must lie beside the index")
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} lacks the shard {name}, which {_INDEX} names")
     return [folder / name for name in names]

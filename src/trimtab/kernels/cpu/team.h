@@ -89,7 +89,7 @@ struct Team {
   template <class Done> static void spin(Done done) {
     for (int i = 0; !done(); i++) {
       relax();
-      if (i > 20000) std::this_thread::yield();
+      if (i > 300) std::this_thread::yield();
     }
   }
   i64 take() { return next.fetch_add(1, std::memory_order_relaxed); }
