@@ -152,8 +152,9 @@ def _environment() -> Any:
         intercepted_binops = frozenset({"*", "**"})
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if operator == "**" and abs(right) > 1024:
-                raise OverflowError("an exponent is larger than 1024")
+            powers = operator == "**" and isinstance(left, int) and isinstance(right, int)
+            if powers and left.bit_length() * right > MAX_RANGE_ITEMS:
+                raise OverflowError("a power has too many digits")
             if operator == "*":
                 for value, times in ((left, right), (right, left)):
                     repeats = isinstance(value, str | list | tuple) and isinstance(times, int)
