@@ -116,6 +116,10 @@ def test_random_model() -> None:
     assert model.dtype == torch.bfloat16 and model.tokenizer is None and model.path is None
     again = random_model(config, "bfloat16", seed=3)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    for i, matrix in enumerate(matrices):
+        assert matrix.float().var() == pytest.approx(1 / matrix.shape[1], rel=0.1)
+        assert all(not torch.equal(matrix, other) for other in matrices[:i] if other.shape == matrix.shape)
     logits = model(torch.arange(60)[None]).float()
     assert logits.shape == (1, 60, 128)
     assert 0.3 < logits.std() < 3, "activations neither vanish nor explode"

@@ -19,6 +19,10 @@ _SHAPES: dict[str, tuple[int, int, int, int, int, int, bool, float, int]] = {
     "8b": (4096, 14336, 32, 32, 8, 128256, False, 500_000.0, 131_072),
 }
 
+# Drawing billions of random numbers takes minutes; copying from a few millions takes seconds. The pool's
+# size is a prime, so no two rows of a matrix begin at the same place in it.
+_POOL = 4_194_301
+
 
 def shape(name: str, **changes: Any) -> ModelConfig:
     """The config of a named Llama shape; `changes` are keys of its `config.json`, e.g. `vocab_size=512`."""
@@ -61,11 +65,23 @@ def random_model(
         model = Model(config)
     model.to(wanted).to_empty(device=where)
     generator = torch.Generator(where).manual_seed(seed)
+    pool = torch.empty(_POOL, device=where).uniform_(-1, 1, generator=generator).to(wanted)
+    starts = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2:
-                bound = (3 / parameter.shape[1]) ** 0.5
-                parameter.uniform_(-bound, bound, generator=generator)
+                start = int(torch.randint(_POOL, (), generator=starts))
+                _fill(parameter, pool, start, (3 / parameter.shape[1]) ** 0.5)
             else:
                 parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
     return model.eval()
+
+
+def _fill(matrix: torch.Tensor, pool: torch.Tensor, start: int, bound: float) -> None:
+    """Numbers of the pool from `start` on, around and around, times `bound`."""
+    flat = matrix.view(-1)
+    done = 0
+    while done < flat.numel():
+        part = pool[start : start + flat.numel() - done]
+        torch.mul(part, bound, out=flat[done : done + part.numel()])
+        done, start = done + part.numel(), 0
