@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ModelArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]", help="Folder or hub id. Default: the shipped model.", show_default=False
+        metavar="MODEL", help="Folder or hub id. Default: the shipped model.", show_default=False
     ),
 ]
 PlanOption = Annotated[
@@ -133,8 +133,13 @@ def console(stderr: bool = False) -> Console:
     """A rich console that does not squeeze tables to 80 columns when it is not a terminal."""
     from rich.console import Console
 
-    found = Console(stderr=stderr, highlight=False)
-    return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=140)
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            # Called while the error is handled; the command group deals with it for all commands.
+            raise
+
+    found = Plain(stderr=stderr, highlight=False)
+    return found if found.is_terminal else Plain(stderr=stderr, highlight=False, width=140)
 
 
 def write_json(record: Any) -> None:

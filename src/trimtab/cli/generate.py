@@ -22,7 +22,7 @@ def run(
     first: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]", help="Folder or hub id. Default: the shipped model.", show_default=False
+            metavar="MODEL", help="Folder or hub id. Default: the shipped model.", show_default=False
         ),
     ] = None,
     second: Annotated[
@@ -229,7 +229,8 @@ def describe(finished: Sequence[RequestMetrics]) -> str:
     from trimtab.sizes import format_bytes
 
     first = finished[0]
-    words = [f"{sum(metrics.completion_tokens for metrics in finished)} tokens"]
+    count = sum(metrics.completion_tokens for metrics in finished)
+    words = [f"{count} {'token' if count == 1 else 'tokens'}"]
     if len(finished) > 1:
         words[0] += f" in {len(finished)} completions"
     elif first.tokens_per_s is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,13 +24,20 @@ def measure(
 
     import trimtab
 
+    console = common.console(stderr=True)
     columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.TimeElapsedColumn())
-    with bars.Progress(*columns, console=common.console(stderr=True), transient=True) as bar:
-        shown = bar.add_task("loading", total=1.0)
+    bar = bars.Progress(*columns, console=console, transient=True)
+    shown = bar.add_task("loading", total=1.0)
+    said: set[str] = set()
 
-        def progress(at: Progress) -> None:
-            bar.update(shown, completed=at.share, description=f"{at.task}: {at.plan}")
+    def progress(at: Progress) -> None:
+        text = f"{at.task} with {at.plan}"
+        bar.update(shown, completed=at.share, description=text)
+        if not console.is_terminal and text not in said:
+            common.note(text)
+            said.add(text)
 
+    with bar if console.is_terminal else nullcontext():
         report = trimtab.compare(None, plans, tasks, out=out, seed=seed, progress=progress)
     if as_json:
         common.write_json(report.records())

@@ -12,7 +12,7 @@ from trimtab.errors import ConfigError, did_you_mean
 
 def run(
     seam: Annotated[
-        str | None, typer.Argument(metavar="[SEAM]", help="Only this seam, e.g. cache.", show_default=False)
+        str | None, typer.Argument(metavar="SEAM", help="Only this seam, e.g. cache.", show_default=False)
     ] = None,
     as_json: common.JsonOption = False,
 ) -> None:
