@@ -67,9 +67,9 @@ SNIPPETS = {
     "trimmed blocks": "a\n  {% if true %}\n  b\n  {% endif %}\nc {{- ' d ' -}} \n e",
     "break and continue": "{% for i in range(9) %}{% if i == 2 %}{% continue %}{% endif %}"
     "{% if i > 4 %}{% break %}{% endif %}{{ i }}{% endfor %}",
-    "generation tag": "{% for m in messages %}{% generation %}\n{{ m.content }}{% endgeneration %}{% endfor %}",
+    "generation tag": "{% for m in messages %}{% generation %}\n{{ m.role }}{% endgeneration %}{% endfor %}",
     "generation tag with set": "{% set x = 1 %}{% generation %}{% set x = 2 %}{% endgeneration %}{{ x }}",
-    "namespace": "{% set n = namespace(x=0) %}{% for m in messages %}{% set n.x = n.x + 1 %}{% endfor %}{{ n.x }}",
+    "namespace": "{% set n = namespace(x=0) %}{% for m in [1, 2] %}{% set n.x = n.x + m %}{% endfor %}{{ n.x }}",
     "underscore in namespace": "{% set ns = namespace(_n=0) %}{{ ns }}",
     "dict": "{{ dict(a=1, b=[2]) | tojson }}{{ dict.fromkeys(['x'], 3) }}",
     "special tokens": "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|{{ unk_token is defined }}",

@@ -157,8 +157,9 @@ def _environment() -> Any:
                 raise OverflowError("a power has too many digits")
             if operator == "*":
                 for value, times in ((left, right), (right, left)):
-                    repeats = isinstance(value, str | list | tuple) and isinstance(times, int)
-                    if repeats and len(value) * times > MAX_RANGE_ITEMS:
+                    if not (isinstance(value, str | list | tuple) and isinstance(times, int)):
+                        continue
+                    if len(value) * times > MAX_RANGE_ITEMS:
                         raise OverflowError(f"a repeated text is longer than {MAX_RANGE_ITEMS} characters")
             return super().call_binop(context, operator, left, right)
 
