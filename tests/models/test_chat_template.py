@@ -69,7 +69,7 @@ SNIPPETS = {
     "{% if i > 4 %}{% break %}{% endif %}{{ i }}{% endfor %}",
     "generation tag": "{% for m in messages %}{% generation %}\n{{ m.role }}{% endgeneration %}{% endfor %}",
     "generation tag with set": "{% set x = 1 %}{% generation %}{% set x = 2 %}{% endgeneration %}{{ x }}",
-    "namespace": "{% set n = namespace(x=0) %}{% for m in [1, 2] %}{% set n.x = n.x + m %}{% endfor %}{{ n.x }}",
+    "namespace": "{% set n = namespace(x=0) %}{% for m in [1, 2] %}{% set n.x = m %}{% endfor %}{{ n.x }}",
     "underscore in namespace": "{% set ns = namespace(_n=0) %}{{ ns }}",
     "dict": "{{ dict(a=1, b=[2]) | tojson }}{{ dict.fromkeys(['x'], 3) }}",
     "special tokens": "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|{{ unk_token is defined }}",
