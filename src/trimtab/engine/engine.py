@@ -277,9 +277,9 @@ class Engine:
             assert request.sequence is not None
             if self.scheduler.prefix_caching:
                 self.cache.publish_prefix(request.sequence, request.tokens)
-            held = self.cache.held_by(request.sequence)
-            if held > request.metrics.kv_bytes_held:
-                request.metrics.kv_bytes_held = held
+            metrics = request.metrics
+            metrics.kv_bytes_held = self.cache.held_by(request.sequence)
+            metrics.kv_bytes_peak = max(metrics.kv_bytes_peak, metrics.kv_bytes_held)
         self._steps += 1
         self._tokens += rows.positions.shape[0]
         return failed + self._use_logits(logits, owners)

@@ -23,7 +23,8 @@ class RequestMetrics:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_prompt_tokens: int = 0  # taken over from an earlier text instead of computed
-    kv_bytes_held: int = 0  # the most this request held
+    kv_bytes_held: int = 0  # held when it was last computed, so at its end
+    kv_bytes_peak: int = 0  # the most it held after any step
     preemptions: int = 0
     token_times: list[float] = field(default_factory=list)
 

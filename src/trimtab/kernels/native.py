@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from trimtab.kernels.build import build
+from trimtab.kernels.packed import PackedRows
 from trimtab.kernels.paged import PagedRows
 
 
@@ -76,6 +77,9 @@ class Library:
             "tt_write": [c_void_p, c_void_p, c_void_p, c_int32],
             "tt_attend": [c_void_p] * 5,
             "tt_column_sums": [c_void_p] * 4 + [c_int32, c_void_p, c_int64, c_int64],
+            "tt_attend_packed": [c_void_p] * 5,
+            "tt_write_packed": [c_void_p] * 4,
+            "tt_pack": [c_void_p] * 2 + [c_int32] * 6,
             "tt_matmul": [c_void_p, c_void_p, c_int32, c_void_p, c_int32, c_int32, c_void_p],
             "tt_read": [c_void_p, c_void_p, c_int64],
         }
@@ -123,6 +127,34 @@ class Library:
             sums.data_ptr(),
             sums.stride(0),
             sums.stride(1),
+        )
+
+    def write_packed(self, p: PackedRows, k: Tensor, v: Tensor) -> None:
+        """Store the new rows k, v float32 [N, G, d] of every span unpacked."""
+        packed, rows = p.as_struct(), p.rows.as_struct()
+        self.lib.tt_write_packed(ctypes.byref(packed), ctypes.byref(rows), k.data_ptr(), v.data_ptr())
+
+    def attend_packed(self, p: PackedRows, q: Tensor) -> Tensor:
+        """Attention [N, H, d] of rotated q float32 over packed and unpacked rows, unpacked tile by tile."""
+        out = torch.empty_like(q)
+        packed, rows = p.as_struct(), p.rows.as_struct()
+        self.lib.tt_attend_packed(
+            self.team, ctypes.byref(packed), ctypes.byref(rows), q.data_ptr(), out.data_ptr()
+        )
+        return out
+
+    def pack(self, p: PackedRows, slot: int, groups: range, value_rows: range) -> None:
+        """Pack key groups and value rows of one sequence, in all layers and heads."""
+        packed, rows = p.as_struct(), p.rows.as_struct()
+        self.lib.tt_pack(
+            ctypes.byref(packed),
+            ctypes.byref(rows),
+            slot,
+            p.num_layers,
+            groups.start,
+            groups.stop,
+            value_rows.start,
+            value_rows.stop,
         )
 
     def matmul(self, x: Tensor, w: Tensor) -> Tensor:
@@ -260,6 +292,8 @@ def unsupported(config: Any, dtype: torch.dtype, device: torch.device) -> list[s
         reasons.append(f"the C++ kernels know float32, bfloat16 and float16, not {dtype}")
     if config.moe is not None:
         reasons.append("the C++ kernels run dense MLPs; this model routes to experts")
-    if config.head_dim % 16:
-        reasons.append(f"the C++ kernels need a head size divisible by 16; this model's is {config.head_dim}")
+    if config.head_dim % 16 or config.head_dim > 512:
+        reasons.append(
+            f"the C++ kernels need a head size divisible by 16 and at most 512; this model's is {config.head_dim}"
+        )
     return reasons

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trimtab.kernels import reference_packed
 from trimtab.kernels.paged import PAGE, PagedRows
 
 
@@ -15,6 +16,9 @@ class TorchKernels:
     """Same methods and meaning as `native.Library`; tensors may be on any device."""
 
     threads = 0
+    write_packed = staticmethod(reference_packed.write_packed)
+    attend_packed = staticmethod(reference_packed.attend_packed)
+    pack = staticmethod(reference_packed.pack)
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> None:
         half = x.shape[-1] // 2

@@ -80,7 +80,6 @@ class Sequence:
     slot: int  # row of the policy's tables
     prompt_length: int  # tokens up to here are the prompt; later ones were generated
     length: int = 0  # committed tokens of the text
-    held_peak: int = 0  # most bytes held so far
 
 
 @dataclass

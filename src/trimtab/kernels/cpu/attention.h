@@ -74,14 +74,15 @@ static inline void score_pages(const float* const* q, const E* const* pages, int
     for (int p = 0; p < P; p++) out[r][p] = acc[r][p];
 }
 
-// out[r, 16*c0 ..] += sum_j p[r, j] * v[j, ...] over `count` keys, C vectors of channels at once.
+// out[r, 16*c0 ..] += sum_j p[r, j] * v[j, ...] over keys [from, to), C vectors of channels at once.
 template <class E, int R, int C>
-static inline void weigh_values(const float* const* p, const E* const* pages, int count, int d, int c0, float* const* out) {
+static inline void weigh_values(const float* const* p, const E* const* pages, int from, int to, int d, int c0,
+                                float* const* out) {
   V acc[R][C];
   for (int r = 0; r < R; r++)
     for (int c = 0; c < C; c++) acc[r][c] = loadv(out[r] + (c0 + c) * LANES);
-  for (int j = 0; j < count; j++) {
-    const E* v = pages[j / PAGE] + PAGE * d + (j % PAGE) * d + c0 * LANES;
+  for (int j = from; j < to; j++) {
+    const E* v = pages[j / PAGE] + (j % PAGE) * d + c0 * LANES;
 #pragma GCC unroll 8
     for (int c = 0; c < C; c++) {
       V x = load16(v + c * LANES);
@@ -110,11 +111,11 @@ static void scores_of(const float* const* q, const E* const* pages, int n, int d
   }
 }
 template <class E, int R>
-static void values_of(const float* const* p, const E* const* pages, int count, int d, float* const* out) {
+static void values_of(const float* const* p, const E* const* pages, int from, int to, int d, float* const* out) {
   constexpr int C = R >= 8 ? 1 : (R >= 4 ? 2 : 4);
   int c = 0, n = d / LANES;
-  for (; c + C <= n; c += C) weigh_values<E, R, C>(p, pages, count, d, c, out);
-  for (; c < n; c++) weigh_values<E, R, 1>(p, pages, count, d, c, out);
+  for (; c + C <= n; c += C) weigh_values<E, R, C>(p, pages, from, to, d, c, out);
+  for (; c < n; c++) weigh_values<E, R, 1>(p, pages, from, to, d, c, out);
 }
 
 #define ROW_CASES(F, R, ...)                                                                   \
@@ -136,6 +137,22 @@ struct Scratch {
   }
 };
 
+// Where a superblock's scores and values come from; `PackedSource` (packed.h) is the other one.
+template <class E> struct PagedSource {
+  const Paged& c;
+  int seq, g;
+  void scores(const float* const* q, int R, int sb, int n_pages, float* const* s) const {
+    const E* pages[SUPER / PAGE];
+    for (int p = 0; p < n_pages; p++) pages[p] = page_ptr<E>(c, page_of(c, seq, g, sb / PAGE + p));
+    ROW_CASES(scores_of, R, q, pages, n_pages, c.d, s)
+  }
+  void values(const float* const* p, int R, int sb, int count, float* const* out) const {
+    const E* pages[SUPER / PAGE];
+    for (int i = 0; i * PAGE < count; i++) pages[i] = page_ptr<E>(c, page_of(c, seq, g, sb / PAGE + i)) + PAGE * c.d;
+    ROW_CASES(values_of, R, p, pages, 0, count, c.d, out)
+  }
+};
+
 // The keys row `r` of a span may see: [lo, hi).
 static inline void visible(const Paged& c, int base, int i, int n_new, int& lo, int& hi) {
   hi = c.causal_new ? base + i + 1 : base + n_new;
@@ -143,10 +160,10 @@ static inline void visible(const Paged& c, int base, int i, int n_new, int& lo, 
 }
 
 // One work item: query pairs [pair0, pair0 + R) of a span for KV head g; a pair is (row, head in the group).
-// `put(row, head, out, lse)` receives each result; with `sums` the probabilities are added there instead.
-template <class E, class Put>
-static void attend_item(const Paged& c, Scratch& w, const float* q, const i64* mask_at, int span, int g, int pair0, int R,
-                        const Put& put) {
+// `put(row, head, out, lse)` receives each result.
+template <class Source, class Put>
+static void attend_item(const Paged& c, const Source& source, Scratch& w, const float* q, const i64* mask_at, int span,
+                        int g, int pair0, int R, const Put& put) {
   const int32_t* s = c.spans + span * 3;
   const int group = c.H / c.G, d = c.d, n_new = s[2] - s[1], base = held(c, s[0], g);
   const int RT = R <= 8 ? R : 16;  // lanes of the row template; unused rows repeat the last one
@@ -173,9 +190,7 @@ static void attend_item(const Paged& c, Scratch& w, const float* q, const i64* m
   }
   for (int sb = first / SUPER * SUPER; sb < last; sb += SUPER) {
     const int count = last - sb < SUPER ? last - sb : SUPER, n_pages = (count + PAGE - 1) / PAGE;
-    const E* pages[SUPER / PAGE];
-    for (int p = 0; p < n_pages; p++) pages[p] = page_ptr<E>(c, page_of(c, s[0], g, sb / PAGE + p));
-    ROW_CASES(scores_of, RT, qp, pages, n_pages, d, sp)
+    source.scores(qp, RT, sb, n_pages, sp);
     for (int r = 0; r < RT; r++) {
       const int i = (pair0 + (r < R ? r : R - 1)) / group;
       float* x = sp[r];
@@ -212,7 +227,7 @@ static void attend_item(const Paged& c, Scratch& w, const float* q, const i64* m
       l[r] += sum_lanes(total);
       m[r] = next;
     }
-    ROW_CASES(values_of, RT, pp, pages, count, d, op)
+    source.values(pp, RT, sb, count, op);
   }
   for (int r = 0; r < R; r++) {
     int pair = pair0 + r;
@@ -223,8 +238,10 @@ static void attend_item(const Paged& c, Scratch& w, const float* q, const i64* m
 }
 
 // All items of the step, taken by threads from the team's counter. Call between two barriers.
-template <class E, class Put>
-static void attend_all(Team& team, const Paged& c, Scratch& w, const float* q, const i64* mask_at, const Put& put) {
+// `source_of(sequence, head)` makes the source of an item.
+template <class SourceOf, class Put>
+static void attend_all(Team& team, const Paged& c, const SourceOf& source_of, Scratch& w, const float* q, const i64* mask_at,
+                       const Put& put) {
   const int group = c.H / c.G;
   i64 want = team.take(), at = 0;
   for (int span = 0; span < c.n_spans; span++) {
@@ -234,7 +251,8 @@ static void attend_all(Team& team, const Paged& c, Scratch& w, const float* q, c
     for (; want < at + items; want = team.take()) {
       int g = (int)((want - at) / tiles), t = (int)((want - at) % tiles);
       int left = pairs - t * MAX_ROWS;
-      attend_item<E>(c, w, q, mask_at, span, g, t * MAX_ROWS, left < MAX_ROWS ? left : MAX_ROWS, put);
+      attend_item(c, source_of(c.spans[span * 3], g), w, q, mask_at, span, g, t * MAX_ROWS,
+                  left < MAX_ROWS ? left : MAX_ROWS, put);
     }
     at += items;
   }

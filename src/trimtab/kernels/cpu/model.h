@@ -204,7 +204,8 @@ struct Model {
         }
         write_share<W>(c, k.data(), v.data(), r.begin, r.end);
         team.barrier();
-        attend_all<W>(team, c, scratch[t], q.data(), mask_at.data(), [&](int row, int h, const float* o, float) {
+        auto source = [&](int seq, int g) { return PagedSource<W>{c, seq, g}; };
+        attend_all(team, c, source, scratch[t], q.data(), mask_at.data(), [&](int row, int h, const float* o, float) {
           float* p = mid.row(row);
           for (int j = 0; j < s.d; j++) p[slot<W>(h * s.d + j)] = o[j];
         });

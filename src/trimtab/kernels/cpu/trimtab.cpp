@@ -2,6 +2,7 @@
 #include "attention.h"
 #include "matmul.h"
 #include "model.h"
+#include "packed.h"
 #include "simd.h"
 #include "team.h"
 
@@ -61,12 +62,36 @@ API void tt_attend(void* team, const Paged* c, const float* q, float* out, float
   for (auto& w : scratch) w.size(c->d);
   tm.next = 0;
   tm.run([&](int t) {
-    attend_all<E>(tm, *c, scratch[t], q, at.data(), [&](int row, int h, const float* o, float z) {
+    auto source = [&](int seq, int g) { return PagedSource<E>{*c, seq, g}; };
+    attend_all(tm, *c, source, scratch[t], q, at.data(), [&](int row, int h, const float* o, float z) {
       i64 i = (i64)row * c->H + h;
       memcpy(out + i * c->d, o, c->d * sizeof(float));
       lse[i] = z;
     });
   });
+}
+API void tt_attend_packed(void* team, const Packed* p, const Paged* c, const float* q, float* out) {
+  Team& tm = *(Team*)team;
+  auto at = mask_offsets(*c);
+  std::vector<Scratch> scratch(tm.n);
+  for (auto& w : scratch) w.size(c->d);
+  tm.next = 0;
+  tm.run([&](int t) {
+    auto source = [&](int seq, int g) { return PackedSource<E>(*p, *c, seq, g); };
+    attend_all(tm, *c, source, scratch[t], q, at.data(), [&](int row, int h, const float* o, float) {
+      memcpy(out + ((i64)row * c->H + h) * c->d, o, c->d * sizeof(float));
+    });
+  });
+}
+API void tt_write_packed(const Packed* p, const Paged* c, const float* k, const float* v) { write_halves<E>(*p, *c, k, v); }
+// Packs key groups [g0, g1) and value rows [v0, v1) of one sequence, all layers and heads.
+API void tt_pack(const Packed* p, const Paged* c, int seq, int n_layers, int g0, int g1, int v0, int v1) {
+  Packed l = *p;
+  for (l.layer = 0; l.layer < n_layers; l.layer++)
+    for (int h = 0; h < c->G; h++) {
+      for (int i = g0; i < g1; i++) pack_keys<E>(l, *c, seq, h, i);
+      for (int i = v0; i < v1; i++) pack_values<E>(l, *c, seq, h, i);
+    }
 }
 // Adds each held key's probability mass to sums[span * sums_span + g * sums_head + j].
 API void tt_column_sums(void* team, const Paged* c, const float* q, const float* lse, int row0, float* sums, i64 sums_span,

@@ -60,7 +60,9 @@ class PerHeadRows:
         at = 0
         for layer, head in missing.nonzero().tolist():
             n, first = int(missing[layer, head]), int(have[layer, head])
-            self.table[slot, layer, head, first : first + n] = torch.tensor(pages[at : at + n], dtype=torch.int32)
+            self.table[slot, layer, head, first : first + n] = torch.tensor(
+                pages[at : at + n], dtype=torch.int32
+            )
             at += n
         self._pages[slot] = torch.maximum(need, have)
         return True
