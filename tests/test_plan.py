@@ -9,12 +9,12 @@ from typing import Literal
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trimtab.errors import ConfigError, PlanError
 from trimtab.plan import MethodChoice, Plan
-from trimtab.registry import KV_CACHES, Card, Method
+from trimtab.registry import KV_CACHES, Card, Method, NoOptions
 from trimtab.sizes import format_bytes, parse_bytes
 
 CARD = Card(title="T", idea="i", exactness="e", cost="c", needs="n", avoid_when="a")
@@ -107,6 +107,8 @@ PLANS = st.builds(
 )
 
 
+@example(Plan(model="a b'c", cache=MethodChoice("full", NoOptions())))
+@example(Plan(cache=MethodChoice("full", NoOptions()), model="line\x85line"))
 @settings(deadline=None)  # times on a shared machine say nothing
 @given(PLANS)
 def test_every_plan_survives_every_form(plan):

@@ -87,7 +87,7 @@ class MethodChoice:
         return {"name": self.name, "options": options}
 
     def __str__(self) -> str:
-        options = ",".join(f"{key}={_quote(_text(value), ',')}" for key, value in self.changed().items())
+        options = ",".join(f"{key}={_quote(value_text(value), ',')}" for key, value in self.changed().items())
         return f"{self.name}:{options}" if options else self.name
 
 
@@ -118,14 +118,14 @@ def _split(text: str, separator: str, where: str) -> list[str]:
         raise ConfigError(f"{where} has a quote that is not closed ({error})") from None
 
 
-def _text(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A plain value as it is written in a plan string."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return "+".join(_text(item) for item in value)
+        return "+".join(value_text(item) for item in value)
     return str(value)
 
 
@@ -269,13 +269,14 @@ class Plan:
         """Every setting as YAML; a file with this text gives the same plan back."""
         import yaml
 
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        # Escaped to ASCII: PyYAML writes some rare line separators so that it reads them back as spaces.
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     @property
     def label(self) -> str:
         """A short name for tables: the cache, then the settings that differ from their defaults."""
         words = [str(self.cache)]
-        words += [f"{k}={_text(v)}" for k, v in self._changed().items() if k not in ("model", "cache")]
+        words += [f"{k}={value_text(v)}" for k, v in self._changed().items() if k not in ("model", "cache")]
         return _join(words)
 
     def _changed(self) -> dict[str, Any]:
@@ -283,7 +284,7 @@ class Plan:
 
     def __str__(self) -> str:
         """The shortest plan string that parses back to this plan."""
-        return _join([f"{key}={_text(value)}" for key, value in self._changed().items()]) or "full"
+        return _join([f"{key}={value_text(value)}" for key, value in self._changed().items()]) or "full"
 
     def problems(self, config: ModelConfig) -> list[str]:
         """Every reason why this plan cannot run a model of `config`; empty when it can."""

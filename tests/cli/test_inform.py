@@ -70,7 +70,8 @@ def test_options_are_read_from_metadata_or_docstring():
         "help": "how many bits a number takes.",
     }
     assert rows["low"]["help"] == rows["high"]["help"] == "the bounds."
-    assert rows["sizes"]["help"] == "from metadata"
+    assert (rows["sizes"]["help"], rows["sizes"]["type"]) == ("from metadata", "list of int")
+    assert rows["high"]["type"] == "float | none"
     assert (rows["path"]["required"], rows["path"]["help"]) == (True, "")
 
 

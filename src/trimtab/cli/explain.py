@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import types
 import typing
 from typing import Annotated, Any
 
@@ -98,7 +99,11 @@ def _documented(options: type) -> dict[str, str]:
 def _type_name(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return " | ".join(str(value) for value in typing.get_args(hint))
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    if typing.get_origin(hint) is tuple:
+        return f"list of {_type_name(typing.get_args(hint)[0])}"
+    if isinstance(hint, types.UnionType):
+        return " | ".join(_type_name(part) for part in typing.get_args(hint)).replace("NoneType", "none")
+    return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
 def _record(method: Any) -> dict[str, Any]:
@@ -113,6 +118,8 @@ def _record(method: Any) -> dict[str, Any]:
 def _show(method: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
+
+    from trimtab.plan import value_text
 
     console = common.console()
     kind = "task" if method.seam == "task" else f"{method.seam} method"
@@ -133,11 +140,12 @@ def _show(method: Any) -> None:
     for heading in ("option", "default", "type", "meaning"):
         table.add_column(heading, no_wrap=heading != "meaning")
     for row in rows:
-        default = "(required)" if row["required"] else str(row["default"])
+        default = "(required)" if row["required"] else value_text(row["default"])
         table.add_row(row["name"], escape(default), escape(row["type"]), escape(row["help"]))
     console.print()
     console.print(table)
-    example = ",".join(f"{row['name']}={row['default']}" for row in rows[:2] if not row["required"])
+    optional = [row for row in rows if not row["required"]]
+    example = ",".join(f"{row['name']}={value_text(row['default'])}" for row in optional[:2])
     if method.seam == "cache" and example:
         call = f'trimtab generate --cache {method.name}:{example} "Once upon a time"'
         console.print(f"\n{escape(call)}")
