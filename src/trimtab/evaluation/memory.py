@@ -1,0 +1,33 @@
+"""KV-cache bytes per request, as metered by the engine, and what they mean per stored number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from trimtab.evaluation.statistics import mean
+from trimtab.evaluation.tasks.base import Metric
+
+if TYPE_CHECKING:
+    from trimtab.models.config import ModelConfig
+
+
+def kv_numbers_per_token(config: ModelConfig) -> int:
+    """How many numbers a cache that forgets nothing keeps of one token: keys and values of all layers."""
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim
+
+
+def held_metrics(config: ModelConfig, tokens: Sequence[int], held: Sequence[int]) -> dict[str, Metric]:
+    """Metrics from the peak bytes each request `held` while it had `tokens` tokens.
+
+    `kv_bits` is bytes held over the numbers a full cache would keep of the same tokens: 16 for a full
+    cache of 16-bit numbers, less when codes are shorter or tokens are dropped; scales, residual windows,
+    indices and the unused end of the last page count.
+    """
+    numbers = kv_numbers_per_token(config)
+    bits = [8 * h / (t * numbers) for t, h in zip(tokens, held, strict=True)]
+    return {
+        "kv_bytes_held": Metric(mean(held), "B", "lower", n=len(held), label="KV held", axis="bytes"),
+        "kv_bits": Metric(mean(bits), "bit", "lower", n=len(held), label="bits / number"),
+        "kv_tokens": Metric(mean(tokens), "tokens", n=len(tokens)),
+    }
