@@ -129,7 +129,7 @@ static void values_of(const float* const* p, const E* const* pages, int from, in
 
 // Scratch of one thread; sized once per step.
 struct Scratch {
-  std::vector<float> q, s, out;
+  Floats q, s, out;
   void size(int d) {
     q.resize((size_t)MAX_ROWS * d);
     out.resize((size_t)MAX_ROWS * d);

@@ -15,43 +15,63 @@ static inline void tile(const float* x, int ldx, const W* w, i64 K, int m0, int 
   for (int j = 0; j < NR; j++) row[j] = w + (i64)(n0 + j) * K;
   const float* xr = x + (i64)m0 * ldx;
   for (int k = 0; k < full; k += CHUNK) {
+    V a[NR], b[NR];
 #pragma GCC unroll 8
     for (int j = 0; j < NR; j++) {
-      V a, b;
       if (MR == 1) __builtin_prefetch((const char*)(row[j] + k) + 1024);
-      load32(row[j] + k, a, b);
+      load32(row[j] + k, a[j], b[j]);
+    }
 #pragma GCC unroll 8
-      for (int i = 0; i < MR; i++) {
-        acc[i][j] += loadv(xr + (i64)i * ldx + k) * a;
-        acc[i][j] += loadv(xr + (i64)i * ldx + k + LANES) * b;
-      }
+    for (int i = 0; i < MR; i++) {
+      V xa = loadv(xr + (i64)i * ldx + k);
+#pragma GCC unroll 8
+      for (int j = 0; j < NR; j++) acc[i][j] += xa * a[j];
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; i++) {
+      V xb = loadv(xr + (i64)i * ldx + k + LANES);
+#pragma GCC unroll 8
+      for (int j = 0; j < NR; j++) acc[i][j] += xb * b[j];
     }
   }
   if (full < K) {
     for (int j = 0; j < NR; j++) {
-      W tail[CHUNK] = {};
-      memcpy((void*)tail, row[j] + full, (K - full) * sizeof(W));
       V a, b;
-      load32(tail, a, b);
+      load_tail(row[j] + full, (int)(K - full), a, b);
       for (int i = 0; i < MR; i++) {
         acc[i][j] += loadv(xr + (i64)i * ldx + full) * a;
         acc[i][j] += loadv(xr + (i64)i * ldx + full + LANES) * b;
       }
     }
   }
-  for (int i = 0; i < MR; i++)
-    for (int j = 0; j < NR; j++) store(m0 + i, n0 + j, sum_lanes(acc[i][j]));
+  if constexpr (NR % 4 == 0) {
+    for (int i = 0; i < MR; i++)
+      for (int j = 0; j < NR; j += 4) {
+        float y[4];
+        sum_lanes4(acc[i][j], acc[i][j + 1], acc[i][j + 2], acc[i][j + 3], y);
+        for (int t = 0; t < 4; t++) store(m0 + i, n0 + j + t, y[t]);
+      }
+  } else {
+    for (int i = 0; i < MR; i++)
+      for (int j = 0; j < NR; j++) store(m0 + i, n0 + j, sum_lanes(acc[i][j]));
+  }
 }
 
-template <class W, int NR, class Store>
-static inline void rows_of_tile(const float* x, int ldx, const W* w, i64 K, int m0, int m1, int n0, const Store& store) {
-  int m = m0;
-  for (; m + 5 <= m1; m += 5) tile<W, 5, NR>(x, ldx, w, K, m, n0, store);
-  switch (m1 - m) {
-    case 4: tile<W, 4, NR>(x, ldx, w, K, m, n0, store); break;
-    case 3: tile<W, 3, NR>(x, ldx, w, K, m, n0, store); break;
-    case 2: tile<W, 2, NR>(x, ldx, w, K, m, n0, store); break;
-    case 1: tile<W, 1, NR>(x, ldx, w, K, m, n0, store); break;
+// At most five rows of x times rows [n0, n1) of w.
+template <class W, int MR, class Store>
+static inline void strip_of(const float* x, int ldx, const W* w, i64 K, int m, int n0, int n1, const Store& store) {
+  int j = n0;
+  for (; j + 4 <= n1; j += 4) tile<W, MR, 4>(x, ldx, w, K, m, j, store);
+  for (; j < n1; j++) tile<W, MR, 1>(x, ldx, w, K, m, j, store);
+}
+template <class W, class Store>
+static inline void rows_of_tile(const float* x, int ldx, const W* w, i64 K, int m0, int m1, int n0, int n1, const Store& store) {
+  switch (m1 - m0) {
+    case 5: strip_of<W, 5>(x, ldx, w, K, m0, n0, n1, store); break;
+    case 4: strip_of<W, 4>(x, ldx, w, K, m0, n0, n1, store); break;
+    case 3: strip_of<W, 3>(x, ldx, w, K, m0, n0, n1, store); break;
+    case 2: strip_of<W, 2>(x, ldx, w, K, m0, n0, n1, store); break;
+    default: strip_of<W, 1>(x, ldx, w, K, m0, n0, n1, store); break;
   }
 }
 
@@ -64,11 +84,13 @@ static void matmul(const float* x, int ldx, int M, const W* w, i64 K, Range n, c
     for (; j < n.end; j++) tile<W, 1, 1>(x, ldx, w, K, 0, j, store);
     return;
   }
-  int block = (int)(512 * 1024 / (4 * (i64)ldx)) / 5 * 5;  // rows of x that stay in L2
-  if (block < 5) block = 5;
+  const int block = (int)(512 * 1024 / (4 * (i64)ldx)) / 5 * 5 > 5 ? (int)(512 * 1024 / (4 * (i64)ldx)) / 5 * 5 : 5;  // rows of x in L2
+  const int strip = (int)(16 * 1024 / (K * sizeof(W))) / 4 * 4 > 4 ? (int)(16 * 1024 / (K * sizeof(W))) / 4 * 4 : 4;  // rows of w in L1
   for (int m0 = 0; m0 < M; m0 += block) {
-    int m1 = m0 + block < M ? m0 + block : M, j = n.begin;
-    for (; j + 4 <= n.end; j += 4) rows_of_tile<W, 4>(x, ldx, w, K, m0, m1, j, store);
-    for (; j < n.end; j++) rows_of_tile<W, 1>(x, ldx, w, K, m0, m1, j, store);
+    const int m1 = m0 + block < M ? m0 + block : M;
+    for (int n0 = n.begin; n0 < n.end; n0 += strip) {
+      const int n1 = n0 + strip < n.end ? n0 + strip : n.end;
+      for (int m = m0; m < m1; m += 5) rows_of_tile<W>(x, ldx, w, K, m, m + 5 < m1 ? m + 5 : m1, n0, n1, store);
+    }
   }
 }

@@ -31,7 +31,7 @@ struct Step {
 
 // Rows of activations in the layout matmul wants: stride padded to CHUNK, bf16 de-interleaved, tail zero.
 struct Rows {
-  std::vector<float> data;
+  Floats data;
   int stride = 0;
   void size(int n, int k) {
     stride = padded(k);
@@ -53,7 +53,7 @@ static inline void rms_scale(const float* x, int n, float eps, const float* w, f
 struct Model {
   Shape s;
   Team& team;
-  std::vector<float> x, q, k, v, attn, gate;
+  Floats x, q, k, v, attn, gate;
   std::vector<Scratch> scratch;
   Rows in, mid, act;  // inputs of qkv and gate/up, of o, of down
   std::vector<i64> mask_at;
@@ -62,7 +62,7 @@ struct Model {
     for (auto& w : scratch) w.size(s.d > 16 ? s.d : 16);
   }
   void size(int n) {
-    auto grow = [&](std::vector<float>& b, i64 c) { if (b.size() < (size_t)(n * c)) b.resize(n * c); };
+    auto grow = [&](Floats& b, i64 c) { if (b.size() < (size_t)(n * c)) b.resize(n * c); };
     grow(x, s.D); grow(q, s.H * s.d); grow(k, s.G * s.d); grow(v, s.G * s.d); grow(gate, 2 * s.I);
     in.size(n, s.D);
     mid.size(n, s.H * s.d);
@@ -78,7 +78,7 @@ struct Model {
   }
   template <class W> void norm_into(int t, const float* x, int n, const float* w, Rows& out) {
     Range r = share(n, 1, t, team.n);
-    std::vector<float>& tmp = scratch[t].s;
+    Floats& tmp = scratch[t].s;
     if (tmp.size() < (size_t)s.D) tmp.resize(s.D);
     for (int i = r.begin; i < r.end; i++) {
       rms_scale(x + (i64)i * s.D, s.D, s.eps, w, tmp.data());
@@ -225,7 +225,7 @@ struct Model {
         rms_scale(x + (i64)i * s.D, s.D, s.eps, s.norm, st.hidden + (i64)i * s.D);
     }
     Range r = share(st.n_logits, 1, t, team.n);
-    std::vector<float>& tmp = scratch[t].s;
+    Floats& tmp = scratch[t].s;
     if (tmp.size() < (size_t)s.D) tmp.resize(s.D);
     for (int i = r.begin; i < r.end; i++) {
       rms_scale(x + (i64)st.logit_rows[i] * s.D, s.D, s.eps, s.norm, tmp.data());

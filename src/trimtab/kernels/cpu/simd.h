@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
+#include <vector>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -33,6 +35,21 @@ static inline float sum_lanes(V x) {
   V8 a = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
   V4 b = __builtin_shufflevector(a, a, 0, 1, 2, 3) + __builtin_shufflevector(a, a, 4, 5, 6, 7);
   return (b[0] + b[2]) + (b[1] + b[3]);
+}
+// Four such sums at once, in the very same order: stage by stage the halves of two vectors share one.
+static inline void sum_lanes4(V a, V b, V c, V d, float* out) {
+  V ab = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+         __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  V cd = __builtin_shufflevector(c, d, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+         __builtin_shufflevector(c, d, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  V x = __builtin_shufflevector(ab, cd, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+        __builtin_shufflevector(ab, cd, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  V y = x + __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+  V z = y + __builtin_shufflevector(y, y, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+  out[0] = z[0];
+  out[1] = z[4];
+  out[2] = z[8];
+  out[3] = z[12];
 }
 static inline float max_lanes(V x) {
   float m = x[0];
@@ -107,12 +124,42 @@ static inline void load32(const bf16* p, V& a, V& b) {
   a = (V)(u << 16);
   b = (V)(u & 0xffff0000u);
 }
+// Fewer than thirty-two weights, the missing ones zero. Sixteen is the common case (K a multiple of 16).
+template <class W> static inline void load_tail(const W* p, int count, V& a, V& b) {
+  W rest[CHUNK] = {};
+  memcpy((void*)rest, p, count * sizeof(W));
+  load32(rest, a, b);
+}
+static inline void load_tail(const float* p, int count, V& a, V& b) {
+  if (count != LANES) return load_tail<float>(p, count, a, b);
+  a = loadv(p);
+  b = V{};
+}
+#if defined(__AVX512F__)
+static inline void load_tail(const bf16* p, int count, V& a, V& b) {
+  if (count != LANES) return load_tail<bf16>(p, count, a, b);
+  VU u = (VU)_mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i*)p));
+  a = (V)(u << 16);
+  b = (V)(u & 0xffff0000u);
+}
+#endif
 template <class W> static inline int slot(int k) { return k; }
 template <> inline int slot<bf16>(int k) {
   int c = k % CHUNK;
   return k - c + (c & 1 ? LANES + c / 2 : c / 2);
 }
 static inline int padded(int k) { return (k + CHUNK - 1) / CHUNK * CHUNK; }
+
+// Buffers start on a cache line: a 64-byte load that straddles two lines costs two.
+template <class T> struct LineAllocator {
+  typedef T value_type;
+  LineAllocator() = default;
+  template <class U> LineAllocator(const LineAllocator<U>&) {}
+  T* allocate(size_t n) { return (T*)::operator new(n * sizeof(T), std::align_val_t(64)); }
+  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+  template <class U> bool operator==(const LineAllocator<U>&) const { return true; }
+};
+typedef std::vector<float, LineAllocator<float>> Floats;
 
 // exp(x) for x <= 0 to about 2 ulp (Cody-Waite reduction, degree-6 polynomial); -inf gives 0.
 static inline V exp_neg(V x) {
