@@ -24,6 +24,8 @@ def measure(
 
     import trimtab
 
+    if any(plan.backend != "torch" for plan in plans):
+        _announce_compiling()
     console = common.console(stderr=True)
     columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.TimeElapsedColumn())
     bar = bars.Progress(*columns, console=console, transient=True)
@@ -49,3 +51,11 @@ def measure(
         common.note(f"failed: {row.task} with {row.plan}: {row.error}")
     if report.errors:
         raise typer.Exit(1)
+
+
+def _announce_compiling() -> None:
+    """A first run waits for the compiler, which would look as if nothing happened."""
+    from trimtab.kernels.build import CPP_TYPES, compiler, is_built
+
+    if compiler() and not any(is_built(dtype) for dtype in CPP_TYPES):
+        common.note("compiling the C++ kernels (once, about half a minute)")
