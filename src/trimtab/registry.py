@@ -91,8 +91,8 @@ class Registry:
             known = self._methods.get(key)
             if known is not None and known.cls.__module__ != cls.__module__:
                 raise ConfigError(
-                    f"two {self.seam} methods are called {key!r}: {known.cls.__module__} and {cls.__module__}; "
-                    "rename one of them"
+                    f"two {self.seam} methods are called {key!r}: {known.cls.__module__} and "
+                    f"{cls.__module__}; rename one of them"
                 )
             self._methods[key] = Method(key, self.seam, cls, options, card)
             return cls
@@ -187,7 +187,9 @@ def _convert(value: Any, hint: Any, what: str) -> Any:
     return value
 
 
-KV_CACHES = Registry("cache", "trimtab.kvcache", "what is remembered of past tokens, where, in how many bits?")
+KV_CACHES = Registry(
+    "cache", "trimtab.kvcache", "what is remembered of past tokens, where, in how many bits?"
+)
 TASKS = Registry("task", "trimtab.evaluation.tasks", "how is quality measured?")
 
 SEAMS: dict[str, Registry] = {r.seam: r for r in (KV_CACHES, TASKS)}

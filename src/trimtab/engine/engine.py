@@ -53,8 +53,8 @@ class Engine:
 
     Args:
         model: a loaded model, a folder or hub id, or None for the shipped one.
-        options: the settings of `Plan` (cache, kv_memory, max_batch, max_step_tokens, prefix_caching, backend,
-            threads). `kv_memory` None: what `max_batch` full contexts need, at most a quarter of free memory.
+        options: the settings of `Plan` (cache, kv_memory, max_batch, max_step_tokens, prefix_caching,
+            backend, threads). `kv_memory` None: what `max_batch` full contexts need, at most a quarter of free memory.
 
     Raises PlanError with every reason if the plan cannot run this model.
     """
@@ -164,7 +164,7 @@ class Engine:
     ) -> list[RequestOutput]:
         """Complete prompts together; results come in the prompts' order.
 
-        Raises RequestError before anything runs if a prompt cannot be served, and NumericsError or RequestError
+        Raises RequestError before anything runs if a prompt cannot be served, NumericsError or RequestError
         when one failed on the way.
         """
         many = _as_list(prompts)
@@ -184,7 +184,7 @@ class Engine:
         return [self._output(prompt, group) for prompt, group in zip(many, groups, strict=True)]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[Piece, None, None]:
-        """Complete one prompt, yielding text as it becomes certain. Closing the iterator cancels the request."""
+        """Complete one prompt, yielding text as it becomes certain; closing the iterator cancels it."""
         params = params or SamplingParams()
         if params.num_samples != 1:
             raise RequestError(f"a stream is of one text, but n or best_of is {params.num_samples}")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trimtab.kernels.reference import TorchKernels
 from trimtab.kvcache.base import KVCache, StepRows
 
 if TYPE_CHECKING:
@@ -81,8 +82,13 @@ class Runner:
 
     @torch.inference_mode()
     def _run_torch(self, tokens: Tensor, rows: StepRows, wanted: Tensor) -> Tensor:
+        wide = not isinstance(self.cache.shape.kernels, TorchKernels)  # the C++ kernels take float32 rows
+
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return self.cache.attend(layer, q, k, v, rows)
+            if not wide:
+                return self.cache.attend(layer, q, k, v, rows)
+            q32, k32, v32 = (x.float().contiguous() for x in (q, k, v))
+            return self.cache.attend(layer, q32, k32, v32, rows).to(q.dtype)
 
         hidden = self.model.run(tokens.to(self.device), rows.positions.to(self.device), attend)
         if not wanted.numel():

@@ -29,23 +29,30 @@ def choose_backend(
     """
     if backend == "torch":
         return TorchKernels(), None
-    from trimtab.kernels.native import Library, NativeModel, unsupported
+    from trimtab.kernels.native import Library, NativeModel, unsupported, unsupported_layers
 
     reasons = unsupported(model.config, model.dtype, model.device)
+    layer_reasons = unsupported_layers(model.config)
+    if backend == "native" and reasons + layer_reasons:
+        raise PlanError([f"backend=native: {reason}" for reason in reasons + layer_reasons])
     dtype = str(model.dtype).removeprefix("torch.")
-    if not reasons and backend == "auto" and not wait and not is_built(dtype):
+    if reasons:
+        log.info("running on plain torch: %s", "; ".join(reasons))
+        return TorchKernels(), None
+    if backend == "auto" and not wait and not is_built(dtype):
         build_in_background(dtype)
         return TorchKernels(), None
-    if not reasons:
-        try:
-            library = Library(model.dtype, threads)
-            return library, NativeModel(library, model.config, dict(model.named_parameters()))
-        except OSError as error:
-            reasons = [f"{error}; install a C++ compiler (g++ or clang++)"]
-    if backend == "native":
-        raise PlanError([f"backend=native: {reason}" for reason in reasons])
-    log.info("running on plain torch: %s", "; ".join(reasons))
-    return TorchKernels(), None
+    try:
+        library = Library(model.dtype, threads)
+    except OSError as error:
+        if backend == "native":
+            raise PlanError([f"backend=native: {error}; install a C++ compiler (g++ or clang++)"]) from None
+        log.info("running on plain torch: %s", error)
+        return TorchKernels(), None
+    if layer_reasons:
+        log.info("layers run on torch, attention on the C++ kernels: %s", "; ".join(layer_reasons))
+        return library, None
+    return library, NativeModel(library, model.config, dict(model.named_parameters()))
 
 
 def build_cache(model: Model, plan: Plan, kernels: Library | TorchKernels) -> KVCache:

@@ -71,7 +71,7 @@ def is_built(dtype: str) -> bool:
 
 
 def build(dtype: str) -> Path | None:
-    """Path of the library for weights of `dtype`, compiling it if need be; None if that cannot be done here."""
+    """Path of the library for weights of `dtype`, compiled if need be; None where that is impossible."""
     target = library_path(dtype)
     if target.exists():
         return target

@@ -284,16 +284,21 @@ class NativeModel:
 
 
 def unsupported(config: Any, dtype: torch.dtype, device: torch.device) -> list[str]:
-    """Why this model cannot run on the C++ kernels (empty: it can)."""
+    """Why a model's attention cannot run on the C++ kernels (empty: it can)."""
     reasons = []
     if device.type != "cpu":
         reasons.append(f"the C++ kernels run on the CPU and the model is on {device}")
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         reasons.append(f"the C++ kernels know float32, bfloat16 and float16, not {dtype}")
-    if config.moe is not None:
-        reasons.append("the C++ kernels run dense MLPs; this model routes to experts")
     if config.head_dim % 16 or config.head_dim > 512:
         reasons.append(
-            f"the C++ kernels need a head size divisible by 16 and at most 512; this model's is {config.head_dim}"
+            f"the C++ kernels need a head size divisible by 16 and at most 512; it is {config.head_dim}"
         )
     return reasons
+
+
+def unsupported_layers(config: Any) -> list[str]:
+    """Why a model's layers cannot run on the C++ kernels even where its attention can."""
+    if config.moe is not None:
+        return ["the C++ kernels run dense MLPs, and this model routes to experts"]
+    return []

@@ -1,7 +1,7 @@
 """Where packed and unpacked rows lie: the description that the C++ and the torch kernels of KIVI share.
 
-See cpu/packed.h for the layout inside a block. A block spans all layers and heads; unit (layer, head) of block
-b starts at byte (b * layers * heads + layer * heads + head) * unit_bytes of the arena.
+See cpu/packed.h for the layout inside a block. A block spans all layers and heads; unit (layer, head) of
+block b starts at byte (b * layers * heads + layer * heads + head) * unit_bytes of the arena.
 """
 
 from __future__ import annotations

@@ -1,9 +1,14 @@
-"""The kernels of `native.Library` in plain torch: for GPUs, for machines without a compiler, and as their oracle.
+"""The kernels of `native.Library` in plain torch: for GPUs, machines without a compiler, and as an oracle.
 
-One sequence at a time, so it is simple before it is fast.
+Sequences with equally many new rows are computed together, so a decode step is a handful of torch calls a
+layer however many requests it serves. Keys and values are gathered out of their pages first.
 """
 
 from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,64 +35,106 @@ class TorchKernels:
     def write(self, rows: PagedRows, k: Tensor, v: Tensor) -> None:
         d = rows.head_dim
         pages = rows.arena.view(-1, 2, PAGE * d)
-        for seq, begin, end in rows.spans.tolist():
-            for head in range(rows.num_kv_heads):
-                base = rows.held(seq, head)
-                at = torch.arange(base, base + end - begin)
-                page = rows.pages(seq, head, (base + end - begin + PAGE - 1) // PAGE)[at // PAGE].to(
-                    pages.device
-                )
-                at = (at % PAGE).to(pages.device)
-                keys = pages[:, 0].view(-1, d, PAGE)
-                keys[page, :, at] = k[begin:end, head].to(pages.dtype)
-                values = pages[:, 1].view(-1, PAGE, d)
-                values[page, at] = v[begin:end, head].to(pages.dtype)
+        keys, values = pages[:, 0].unflatten(-1, (d, PAGE)), pages[:, 1].unflatten(-1, (PAGE, d))
+        for same in _alike(rows):
+            at = same.held[..., None] + torch.arange(same.count)  # [B, G, n]
+            page = same.pages(rows, int(at.max()) // PAGE + 1).gather(2, at // PAGE).to(k.device)
+            inside = (at % PAGE).to(k.device)
+            new = same.rows.to(k.device)
+            keys[page, :, inside] = k[new].transpose(1, 2).to(keys.dtype)
+            values[page, inside] = v[new].transpose(1, 2).to(values.dtype)
 
     def attend(self, rows: PagedRows, q: Tensor) -> tuple[Tensor, Tensor]:
         out = torch.zeros_like(q)
         lse = torch.full(q.shape[:2], -torch.inf, dtype=torch.float32, device=q.device)
-        for index, (seq, begin, end) in enumerate(rows.spans.tolist()):
-            for head in range(rows.num_kv_heads):
-                heads = self._group(rows, head)
-                scores, value = self._scores(rows, q, index, seq, begin, end, head)
-                z = torch.logsumexp(scores, -1)
-                p = torch.exp(scores - z.masked_fill(z == -torch.inf, 0)[..., None])
-                out[begin:end, heads] = torch.einsum("ngt,td->ngd", p, value).to(out.dtype)
-                lse[begin:end, heads] = z
+        for same in _alike(rows):
+            scores, value = _scores(rows, same, q)
+            z = torch.logsumexp(scores, -1)
+            p = torch.exp(scores - z.masked_fill(z == -torch.inf, 0)[..., None])
+            new = same.rows.to(q.device)
+            mixed = torch.einsum("bgnxt,bgtd->bngxd", p, value).flatten(2, 3)
+            out[new] = mixed.to(out.dtype)
+            lse[new] = z.transpose(1, 2).flatten(2, 3)
         return out, lse
 
     def column_sums(self, rows: PagedRows, q: Tensor, lse: Tensor, sums: Tensor, first_row: int = 0) -> None:
-        for index, (seq, begin, end) in enumerate(rows.spans.tolist()):
-            for head in range(rows.num_kv_heads):
-                scores, _ = self._scores(rows, q, index, seq, begin, end, head)
-                p = torch.exp(scores - lse[begin:end, self._group(rows, head)][..., None])
-                sums[index, head, : p.shape[-1]] += p[first_row:].sum((0, 1))
+        for same in _alike(rows):
+            scores, _ = _scores(rows, same, q)
+            z = lse[same.rows.to(q.device)].unflatten(2, (rows.num_kv_heads, -1)).transpose(1, 2)
+            p = torch.exp(scores - z[..., None])
+            sums[same.spans.to(sums.device), :, : p.shape[-1]] += p[:, :, first_row:].sum((2, 3))
 
-    @staticmethod
-    def _group(rows: PagedRows, head: int) -> slice:
-        group = rows.num_heads // rows.num_kv_heads
-        return slice(head * group, (head + 1) * group)
 
-    def _scores(
-        self, rows: PagedRows, q: Tensor, index: int, seq: int, begin: int, end: int, head: int
-    ) -> tuple[Tensor, Tensor]:
-        """Masked scores float32 [n, group, T] and values float32 [T, d] of one span's one KV head."""
-        d, n, device = rows.head_dim, end - begin, q.device
-        base = rows.held(seq, head)
-        total = base + n
-        pages = rows.arena.view(-1, 2, PAGE * d)[rows.pages(seq, head, (total + PAGE - 1) // PAGE).to(device)]
-        key = pages[:, 0].reshape(-1, d, PAGE).permute(1, 0, 2).reshape(d, -1)[:, :total].float()
-        value = pages[:, 1].reshape(-1, d)[:total].float()
-        row = torch.arange(n, device=device)[:, None]
-        at = torch.arange(total, device=device)[None]
-        high = base + row + 1 if rows.causal_new else torch.full_like(row, total)
-        seen = at < high
-        if rows.window:
-            seen &= at >= high - rows.window
-        if rows.mask is not None:
-            lengths = [(e - b) ** 2 for _, b, e in rows.spans.tolist()[:index]]
-            square = rows.mask[sum(lengths) : sum(lengths) + n * n].view(n, n).bool()
-            seen[:, base:] &= square
-        query = q[begin:end, self._group(rows, head)].float() * rows.scale
-        scores = torch.einsum("ngd,dt->ngt", query, key)
-        return scores.masked_fill(~seen[:, None], -torch.inf), value
+@dataclass(slots=True)
+class _Alike:
+    """Spans with equally many new rows, and where their sequences lie."""
+
+    spans: Tensor  # int64 [B], numbers of the spans
+    slots: Tensor  # int64 [B]
+    rows: Tensor  # int64 [B, n], numbers of the new rows
+    count: int  # n
+    held: Tensor  # int64 [B, G], rows held before this step
+
+    def pages(self, rows: PagedRows, count: int) -> Tensor:
+        """Page numbers int64 [B, G, count]; entries behind a head's last page are arbitrary pages."""
+        heads = torch.arange(rows.num_kv_heads)
+        first = rows.table_offset + self.slots[:, None] * rows.table_seq + heads * rows.table_head
+        flat = rows.table.flatten()
+        entries = (first[..., None] + torch.arange(count)).clamp(max=flat.numel() - 1)
+        return flat[entries].long() * rows.page_mul + rows.page_add + (heads * rows.page_head)[:, None]
+
+
+def _alike(rows: PagedRows) -> Iterator[_Alike]:
+    by_count: dict[int, list[int]] = defaultdict(list)
+    spans = rows.spans.tolist()
+    for i, (_, begin, end) in enumerate(spans):
+        if end > begin:
+            by_count[end - begin].append(i)
+    heads = torch.arange(rows.num_kv_heads)
+    for count, which in by_count.items():
+        slots = torch.tensor([spans[i][0] for i in which])
+        first = torch.tensor([spans[i][1] for i in which])
+        at = rows.start_offset + slots[:, None] * rows.start_seq + heads * rows.start_head
+        yield _Alike(
+            spans=torch.tensor(which),
+            slots=slots,
+            rows=first[:, None] + torch.arange(count),
+            count=count,
+            held=rows.start.flatten()[at].long(),
+        )
+
+
+def _scores(rows: PagedRows, same: _Alike, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Masked scores float32 [B, G, n, group, T] and values float32 [B, G, T, d]."""
+    d, n, device = rows.head_dim, same.count, q.device
+    total = same.held + n  # [B, G]
+    longest = int(total.max())
+    page = same.pages(rows, -(-longest // PAGE)).to(device)
+    held = rows.arena.view(-1, 2, PAGE * d)[page]  # [B, G, pages, 2, 16 * d]
+    key = held[..., 0, :].unflatten(-1, (d, PAGE)).transpose(2, 3).flatten(3)[..., :longest].float()
+    value = held[..., 1, :].unflatten(-1, (PAGE, d)).flatten(2, 3)[:, :, :longest].float()
+    at = torch.arange(longest, device=device)
+    # Rows behind a head's last may be memory never written, and zero times NaN is NaN.
+    value = value.masked_fill((at >= total.to(device)[..., None])[..., None], 0)
+    base, row = same.held.to(device)[..., None], torch.arange(n, device=device)
+    high = base + row + 1 if rows.causal_new else (base + n).expand(-1, -1, n)  # [B, G, n]
+    seen = at < high[..., None]
+    if rows.window:
+        seen &= at >= (high - rows.window)[..., None]
+    if rows.mask is not None:
+        seen &= _visible_new(rows, same, at, base)
+    query = q[same.rows.to(device)].unflatten(2, (rows.num_kv_heads, -1)).float() * rows.scale
+    scores = torch.einsum("bngxd,bgdt->bgnxt", query, key)
+    return scores.masked_fill(~seen[:, :, :, None], -torch.inf), value
+
+
+def _visible_new(rows: PagedRows, same: _Alike, at: Tensor, base: Tensor) -> Tensor:
+    """Bool [B, G, n, T]: what the mask among new rows allows; older keys are all visible."""
+    assert rows.mask is not None
+    sizes = rows.spans[:, 2].long() - rows.spans[:, 1].long()
+    first = (sizes.square().cumsum(0) - sizes.square())[same.spans]
+    n = same.count
+    squares = rows.mask[(first[:, None] + torch.arange(n * n)).to(rows.mask.device)].view(-1, 1, n, n).bool()
+    new = (at - base).clamp(0, n - 1)[:, :, None].expand(-1, -1, n, -1)  # [B, G, n, T]
+    allowed = squares.to(at.device).expand(-1, base.shape[1], -1, -1).gather(3, new)
+    return allowed | (at < base)[:, :, None]

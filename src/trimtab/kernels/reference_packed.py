@@ -28,7 +28,8 @@ def pack(p: PackedRows, slot: int, groups: range, value_rows: range) -> None:
     keys, values = _full_units(p)
     n, d, bits = p.group, p.rows.head_dim, p.bits
     layer = p.layer
-    for p.layer in range(p.num_layers):
+    for number in range(p.num_layers):
+        p.layer = number
         for head in range(p.rows.num_kv_heads):
             for i in groups:
                 blocks = torch.arange(i * n // PAGE, (i + 1) * n // PAGE)

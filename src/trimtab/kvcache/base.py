@@ -96,7 +96,7 @@ class StepRows:
 
 
 class KVCache(ABC):
-    """A cache policy. `options` is the policy's options dataclass; see the module's header for the protocol."""
+    """A cache policy. `options` is its options dataclass; the module's header has the protocol."""
 
     shares_prefix: ClassVar[bool] = False  # requests with a common beginning may share its rows
     chunks_generated: ClassVar[bool] = True  # generated tokens may be recomputed several at a time
@@ -132,7 +132,7 @@ class KVCache(ABC):
 
     @abstractmethod
     def reserve(self, sequence: Sequence, count: int) -> bool:
-        """Make room for `count` rows beyond the committed ones; False, and nothing changed, if there is none."""
+        """Make room for `count` rows beyond the committed ones; False, and nothing changed, without it."""
 
     def adopt_prefix(self, sequence: Sequence, tokens: Seq[int]) -> int:
         """Take over shared rows for a beginning of `tokens` (never all of them); how many tokens that was."""

@@ -1,6 +1,6 @@
 """Everything, in the model's own type: the plain cache, paged, with prefixes shared between requests.
 
-Exact. A block is 16 tokens of all layers and heads, so a text of T tokens holds ceil(T / 16) blocks; blocks
+Exact. A block is 16 tokens of all layers and heads, so a text of T tokens holds ceil(T / 16) blocks; those
 of a common beginning are held once. This is the policy with the one-call native path.
 """
 
@@ -30,12 +30,12 @@ class FullSequence(Sequence):
     options=NoOptions,
     card=Card(
         title="Full cache",
-        idea="Keep every key and value of every layer and head, in pages, sharing those of common beginnings.",
+        idea="Keep every key and value of every layer and head, in pages; common beginnings are shared.",
         exactness="Exact: equal to recomputing the whole text.",
-        cost="2 x layers x KV heads x head size x bytes per number for every token; reads all of it every step.",
+        cost="2 x layers x KV heads x head size x bytes per number a token, all of it read every step.",
         needs="Nothing.",
-        avoid_when="Contexts are long or batches large enough that the cache, not the weights, fills memory or bandwidth.",
-        paper="Paging after Kwon et al., Efficient Memory Management for LLM Serving with PagedAttention, 2023",
+        avoid_when="Contexts or batches are so large that the cache fills memory or bandwidth.",
+        paper="Kwon et al., Efficient Memory Management for LLM Serving with PagedAttention, 2023 (paging)",
         arxiv="2309.06180",
     ),
 )

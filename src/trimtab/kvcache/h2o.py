@@ -59,10 +59,10 @@ class H2OSequence(Sequence):
         title="H2O",
         idea="Each head keeps its most attended tokens and the latest ones, and frees the rest as it goes.",
         exactness="As published; the equal split between recent and heavy rows is reconstructed.",
-        cost="`budget` rows a head after the prompt plus 8 bytes a row of bookkeeping; the scores of every new "
-        "token are computed twice, for the prompt too.",
+        cost="`budget` rows a head after the prompt plus 8 bytes a row of bookkeeping; the scores of every "
+        "new token are computed twice, for the prompt too.",
         needs="A model without a sliding window of its own; the whole prompt held once, until its end.",
-        avoid_when="What matters is decided by a question at the end (SnapKV sees it), or prompts barely fit.",
+        avoid_when="A question at the end decides what matters (SnapKV sees it), or prompts barely fit.",
         paper="Zhang et al., H2O: Heavy-Hitter Oracle for Efficient Generative Inference of LLMs, 2023",
         arxiv="2306.14048",
     ),

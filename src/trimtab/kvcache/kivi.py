@@ -95,10 +95,10 @@ class KiviSequence(Sequence):
         idea="Pack old keys per channel and old values per token into 2 or 4 bits; keep the latest in full.",
         exactness="As published, plus grouped-query attention. Lossy; bits=16 is lossless. With two 16-bit "
         "constants a group, 2 bits and groups of 32 are 3 effective bits.",
-        cost="(bits + 32 / group_size) / 16 of the bytes for old tokens, all of them for the latest `residual`; "
-        "the prompt is held in full until its end; one unpacking of every code a step.",
+        cost="(bits + 32 / group_size) / 16 of the bytes for old tokens, all of them for the latest "
+        "`residual`; the prompt is held in full until its end; one unpacking of every code a step.",
         needs="group_size divides the head size and residual; a model without a sliding window of its own.",
-        avoid_when="Contexts are shorter than a few times the residual, or the cache is not what fills memory.",
+        avoid_when="Contexts are shorter than a few times the residual, or the cache is small anyway.",
         paper="Liu et al., KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache, 2024",
         arxiv="2402.02750",
     ),
@@ -137,7 +137,10 @@ class Kivi(KVCache):
         self.packed = PackedRows(
             rows=rows,
             arena=torch.empty(0),
-            **tables,
+            k_full=tables["k_full"],
+            v_full=tables["v_full"],
+            k_packed=tables["k_packed"],
+            v_packed=tables["v_packed"],
             k_done=torch.zeros(slots, dtype=torch.int32),
             v_done=torch.zeros(slots, dtype=torch.int32),
             bits=options.bits,

@@ -42,7 +42,7 @@ class SnapKVOptions:
             raise ConfigError(f"option 'window' of snapkv is {self.window}; it must be at least 1")
         if self.budget <= self.window:
             raise ConfigError(
-                f"option 'budget' of snapkv is {self.budget}; it must be larger than the window of {self.window}"
+                f"option 'budget' of snapkv is {self.budget}; it must be above the window of {self.window}"
             )
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ConfigError(f"option 'kernel' of snapkv is {self.kernel}; it must be odd and at least 1")
@@ -58,9 +58,9 @@ class SnapKVSequence(Sequence):
     card=Card(
         title="SnapKV",
         idea="When the prompt is complete, each head keeps only the places its last queries look at.",
-        exactness="As published; a group's query heads vote together where the release keeps a copy for each.",
-        cost="`budget` rows a head of the prompt plus all generated ones; one small strip of attention a layer, "
-        "once a prompt.",
+        exactness="As published; a group's query heads vote together (the release keeps a copy for each).",
+        cost="`budget` rows a head of the prompt plus all generated ones; one small strip of attention a "
+        "layer, once a prompt.",
         needs="A model without a sliding window of its own; the whole prompt held once, until its end.",
         avoid_when="The question comes after the compression (chat on a stored document), or the output is "
         "far longer than the prompt.",

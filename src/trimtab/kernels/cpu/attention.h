@@ -260,12 +260,14 @@ static void attend_all(Team& team, const Paged& c, const SourceOf& source_of, Sc
 
 // sums[g][j] += sum over the span's rows and the head group of p(row, j), given each row's logsumexp.
 template <class E>
-static void column_sums(const Paged& c, Scratch& w, const float* q, const float* lse, int span, int g, int row0, float* sums) {
+static void column_sums(const Paged& c, Scratch& w, const float* q, const float* lse, const i64* mask_at, int span, int g,
+                        int row0, float* sums) {
   const int32_t* s = c.spans + span * 3;
   const int group = c.H / c.G, d = c.d, n_new = s[2] - s[1], base = held(c, s[0], g);
   for (int i = row0; i < n_new; i++) {
     int lo, hi;
     visible(c, base, i, n_new, lo, hi);
+    const uint8_t* square = c.mask ? c.mask + mask_at[span] + (i64)i * n_new : nullptr;
     for (int h = g * group; h < (g + 1) * group; h++) {
       const float* src = q + ((i64)(s[1] + i) * c.H + h) * d;
       float* scaled = w.q.data();
@@ -278,7 +280,7 @@ static void column_sums(const Paged& c, Scratch& w, const float* q, const float*
         score_pages<E, 1, 1>(qp, &page, d, o);
         V p = exp_neg(o[0][0] - z);
         for (int t = 0; t < PAGE; t++)
-          if (j + t >= lo && j + t < hi) sums[j + t] += p[t];
+          if (j + t >= lo && j + t < hi && !(square && j + t >= base && !square[j + t - base])) sums[j + t] += p[t];
       }
     }
   }

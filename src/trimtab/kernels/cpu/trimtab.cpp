@@ -97,13 +97,14 @@ API void tt_pack(const Packed* p, const Paged* c, int seq, int n_layers, int g0,
 API void tt_column_sums(void* team, const Paged* c, const float* q, const float* lse, int row0, float* sums, i64 sums_span,
                         i64 sums_head) {
   Team& tm = *(Team*)team;
+  auto at = mask_offsets(*c);
   std::vector<Scratch> scratch(tm.n);
   for (auto& w : scratch) w.size(c->d);
   tm.next = 0;
   tm.run([&](int t) {
     for (i64 i = tm.take(); i < (i64)c->n_spans * c->G; i = tm.take()) {
       int span = (int)(i / c->G), g = (int)(i % c->G);
-      column_sums<E>(*c, scratch[t], q, lse, span, g, row0, sums + span * sums_span + g * sums_head);
+      column_sums<E>(*c, scratch[t], q, lse, at.data(), span, g, row0, sums + span * sums_span + g * sums_head);
     }
   });
 }

@@ -68,7 +68,7 @@ class PerHeadRows:
         return True
 
     def call(self, layer: int, spans: Tensor, start: Tensor | None = None) -> PagedRows:
-        """Where layer `layer`'s rows lie; `start` (same shape as `length`) instead of the committed lengths."""
+        """Where layer `layer`'s rows lie; `start` (shaped like `length`) replaces the committed lengths."""
         call = self._call
         call.spans = spans
         call.start = self.length if start is None else start

@@ -52,7 +52,7 @@ class SharedBlocks:
         self.pool.free([block])
 
     def find(self, tokens: Sequence[int], limit: int) -> tuple[list[int], list[bytes]]:
-        """Blocks (each with one user more) and keys that hold the longest known beginning of `tokens`, at most
+        """Blocks (each with one user more) and keys of the longest known beginning of `tokens`, at most
         `limit` blocks."""
         blocks: list[int] = []
         keys: list[bytes] = []
