@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from trimtab.evaluation.report import format_number
 
 LOG_FROM = 8.0  # values that differ by more than this factor are shown on a logarithmic axis
+LEAST_SHARE_SPAN = 0.25  # a share's axis shows at least a quarter, so that a point or two look small
 FROM_ZERO_BELOW = 0.6  # smallest over largest value below which the axis starts at zero
 
 
@@ -39,7 +40,9 @@ def scale_for(values: Sequence[float], unit: str, *, zero: bool = False) -> Scal
     """A scale that shows `values` with some air around. `zero` prefers to start at zero."""
     low, high = min(values), max(values)
     if unit == "share":
-        return _linear(min(low, 0.0), max(high, 1.0), unit, pad=0.06)
+        middle = min(max((low + high) / 2, LEAST_SHARE_SPAN / 2), 1 - LEAST_SHARE_SPAN / 2)
+        low, high = min(low, middle - LEAST_SHARE_SPAN / 2), max(high, middle + LEAST_SHARE_SPAN / 2)
+        return _linear(low, high, unit, pad=0.18)
     if not zero and low > 0 and high / low > LOG_FROM:
         return _log(low, high, unit)
     if zero and low >= 0 and low < FROM_ZERO_BELOW * high:

@@ -11,9 +11,9 @@ from typing import Literal
 from trimtab.evaluation.axes import Scale, scale_for
 from trimtab.evaluation.labels import Box, place, text_width
 
-WIDTH, HEIGHT = 520, 340
-LEFT, RIGHT, TOP, BOTTOM = 62, 16, 16, 52
-FONT = 12.5
+WIDTH, HEIGHT = 440, 300
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 48
+FONT = 12
 LONGEST_LABEL = 34
 
 
@@ -59,12 +59,16 @@ def scatter(points: Sequence[Point], x: Axis, y: Axis) -> str:
     plot = Box(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM)
     dots = [_dot(p.x, p.y, xs, ys, plot) for p in points]
     front = pareto(points, x, y)
-    parts = [_frame(xs, ys, plot, x, y), _front(points, dots, front, x, y, plot)]
+    steps = _steps([d for d, on in zip(dots, front, strict=True) if on], x, y, plot)
+    parts = [_frame(xs, ys, plot, x, y), _reach(steps, x, y, plot)]
     whiskers = [_whisker(p, d, ys, plot) for p, d in zip(points, dots, strict=True)]
     parts += [_line("whisker", w.centre[0], w.top, w.centre[0], w.bottom) for w in whiskers if w is not None]
-    hint, hint_box = _better_corner(x, y, plot)
+    marks = [*(w for w in whiskers if w is not None), *(Box(a - 6, b - 6, a + 6, b + 6) for a, b in dots)]
+    hint, hint_box = _better_corner(x, y, plot, marks)
     parts.append(hint)
-    parts += _labels(points, dots, front, plot, [hint_box, *(w for w in whiskers if w is not None)])
+    obstacles = [hint_box, *(w for w in whiskers if w is not None)]
+    lines = [Box(min(a, c), min(b, d), max(a, c), max(b, d)) for (a, b), (c, d) in pairwise(steps)]
+    parts += _labels(points, dots, front, plot, obstacles, lines)
     parts += [
         f'<circle class="{"dot front" if f else "dot"}" cx="{_n(cx)}" cy="{_n(cy)}" r="5">'
         f"<title>{escape(p.label)}: {escape(xs.tick_text(p.x))}, {escape(ys.tick_text(p.y))}</title></circle>"
@@ -127,21 +131,20 @@ def _text(x: float, y: float, text: str, cls: str, anchor: str) -> str:
     return f'<text class="{cls}" x="{_n(x)}" y="{_n(y)}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _front(
-    points: Sequence[Point],
-    dots: Sequence[tuple[float, float]],
-    front: Sequence[bool],
-    x: Axis,
-    y: Axis,
-    plot: Box,
-) -> str:
-    """The border of what is reachable: steps through the front, out to the worse ends of both axes."""
-    ends = sorted(d for d, on in zip(dots, front, strict=True) if on)
-    right_is_better, up_is_better = x.better == "higher", y.better == "higher"
-    worst_y = plot.bottom if up_is_better else plot.top
-    worst_x = plot.left if right_is_better else plot.right
+def _worst(x: Axis, y: Axis, plot: Box) -> tuple[float, float]:
+    """The corner where everything is worst."""
+    return (
+        plot.left if x.better == "higher" else plot.right,
+        plot.bottom if y.better == "higher" else plot.top,
+    )
+
+
+def _steps(front: Sequence[tuple[float, float]], x: Axis, y: Axis, plot: Box) -> list[tuple[float, float]]:
+    """The border of what is reachable: from one worse end through the dots of the front to the other."""
+    ends = sorted(front)
+    worst_x, worst_y = _worst(x, y, plot)
     path: list[tuple[float, float]] = []
-    if right_is_better:
+    if x.better == "higher":
         path.append((worst_x, ends[0][1]))
         for here, after in pairwise(ends):
             path += [here, (here[0], after[1])]
@@ -151,20 +154,27 @@ def _front(
         for here, after in pairwise(ends):
             path += [(after[0], here[1]), after]
         path.append((worst_x, ends[-1][1]))
-    line = " ".join(f"{_n(a)},{_n(b)}" for a, b in path)
-    reach = f'<polygon class="reach" points="{line} {_n(worst_x)},{_n(worst_y)}"/>'
-    return f'{reach}<polyline class="front" points="{line}"/>'
+    return path
 
 
-def _better_corner(x: Axis, y: Axis, plot: Box) -> tuple[str, Box]:
-    """The word "better" with an arrow in the corner where everything is best, and the room it takes."""
+def _reach(steps: Sequence[tuple[float, float]], x: Axis, y: Axis, plot: Box) -> str:
+    line = " ".join(f"{_n(a)},{_n(b)}" for a, b in steps)
+    corner = ",".join(_n(v) for v in _worst(x, y, plot))
+    return f'<polygon class="reach" points="{line} {corner}"/><polyline class="front" points="{line}"/>'
+
+
+def _better_corner(x: Axis, y: Axis, plot: Box, marks: Sequence[Box]) -> tuple[str, Box]:
+    """The word "better" with an arrow by the corner where everything is best, and the room it takes."""
     right, up = x.better == "higher", y.better == "higher"
     arrow = {(True, True): "↗", (True, False): "↘", (False, True): "↖", (False, False): "↙"}[right, up]
     words = f"better {arrow}" if right else f"{arrow} better"
-    width = text_width(words, 12)
-    left = plot.right - width - 8 if right else plot.left + 8
+    width = text_width(words, 11.5)
     baseline = plot.top + 17 if up else plot.bottom - 9
-    box = Box(left - 2, baseline - 13, left + width + 2, baseline + 5)
+    for step in range(max(1, int((plot.right - plot.left - width) / 12))):
+        left = plot.right - width - 8 - 12 * step if right else plot.left + 8 + 12 * step
+        box = Box(left - 2, baseline - 13, left + width + 2, baseline + 5)
+        if not any(box.overlaps(mark) for mark in marks):
+            break
     return _text(left + width if right else left, baseline, words, "hint", "end" if right else "start"), box
 
 
@@ -174,11 +184,12 @@ def _labels(
     front: Sequence[bool],
     plot: Box,
     obstacles: Sequence[Box],
+    lines: Sequence[Box],
 ) -> list[str]:
     names = [p.label if len(p.label) <= LONGEST_LABEL else p.label[: LONGEST_LABEL - 1] + "…" for p in points]
     sizes = [(text_width(name, FONT), FONT * 1.25) for name in names]
     order = sorted(range(len(points)), key=lambda i: not front[i])
-    placed = place([dots[i] for i in order], [sizes[i] for i in order], plot, obstacles)
+    placed = place([dots[i] for i in order], [sizes[i] for i in order], plot, obstacles, lines)
     parts = []
     for i, spot in zip(order, placed, strict=True):
         if spot is None:
@@ -202,7 +213,7 @@ def _labels(
 
 CELL_WIDTH, CELL_HEIGHT = 54, 30
 HEAT_LEFT, HEAT_BOTTOM = 44, 22
-DARK_FROM = 0.78  # from this share on the cell is so strong that its text must be light
+DARK_FROM = 0.72  # from this share on the cell is so strong that its text must be light
 
 
 def heat_map(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 # Advance widths of a wide sans-serif at size 1, rounded up: real fonts are narrower, so what is apart
 # here is apart on the page.
@@ -59,23 +60,31 @@ def place(
     sizes: Sequence[tuple[float, float]],
     area: Box,
     obstacles: Sequence[Box] = (),
+    lines: Sequence[Box] = (),
     gap: float = 9,
 ) -> list[Placed | None]:
     """A place inside `area` for a label of each size (width, height) near its point.
 
-    Places never overlap each other, an obstacle or any point's dot; None where no room is left.
+    Places never overlap each other, an obstacle or any point's dot; None where no room is left. They stay
+    clear of `lines` too where that is possible right beside the dot.
     """
     dots = [Box(x - gap + 2, y - gap + 2, x + gap - 2, y + gap - 2) for x, y in points]
     taken = [*obstacles, *dots]
     found: list[Placed | None] = []
-    for (x, y), (width, height) in zip(points, sizes, strict=True):
-        for box, far in _candidates(x, y, width, height, gap, area):
-            if box.inside(area) and not any(box.overlaps(t) for t in taken):
-                taken.append(box)
-                found.append(Placed(box, far))
-                break
-        else:
-            found.append(None)
+    for (x, y), size in zip(points, sizes, strict=True):
+        free = (
+            Placed(box, far)
+            for box, far in _candidates(x, y, *size, gap, area)
+            if box.inside(area) and not any(box.overlaps(t) for t in taken)
+        )
+        first = next(free, None)
+        near = [first] if first is not None else []
+        near += takewhile(lambda spot: not spot.needs_leader, free)
+        clear = [spot for spot in near if not any(spot.box.overlaps(line) for line in lines)]
+        chosen = next(iter([*clear, *near]), None)
+        if chosen is not None:
+            taken.append(chosen.box)
+        found.append(chosen)
     return found
 
 

@@ -73,7 +73,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["breakable"] = _breakable
+    environment.filters |= {"breakable": _breakable, "prose": _prose}
     return environment
 
 
@@ -82,6 +82,16 @@ def _breakable(label: str) -> Markup:
     from markupsafe import Markup, escape
 
     return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[:,])", label))
+
+
+def _prose(text: str) -> Markup:
+    """A card's sentence with what stands between backticks set as code."""
+    from markupsafe import Markup, escape
+
+    parts = [escape(part) for part in text.split("`")]
+    if len(parts) % 2 == 0:
+        return escape(text)
+    return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else p for i, p in enumerate(parts))
 
 
 def _read(name: str) -> str:
@@ -119,13 +129,14 @@ def _below(report: Report, plan: str, column: Column) -> str:
 def pictures(report: Report) -> list[Picture]:
     """Each quality against bytes and against speed, for all plans that have both."""
     found = []
+    words = {"bytes": "memory", "speed": "speed"}
     quality, size, speed = (_on_axis(report, axis) for axis in ("quality", "bytes", "speed"))
     for q in quality:
-        for x in [*size[:1], *speed[:1]]:
+        for axis, x in [*(("bytes", c) for c in size[:1]), *(("speed", c) for c in speed[:1])]:
             points = _points(report, x, q)
             if len(points) >= 2:
                 svg = scatter(points, _axis(x), _axis(q))
-                found.append(Picture(svg, f"{_sentence(q.label)} against {x.label}"))
+                found.append(Picture(svg, f"{_sentence(q.label)} and {words[axis]}"))
     return found
 
 
@@ -134,14 +145,13 @@ def _on_axis(report: Report, axis: str) -> list[Column]:
     for row in report.rows:
         for name, m in row.metrics.items():
             if m.axis == axis and m.label not in found:
-                found[m.label] = Column(m.label, row.task, name, m.unit, m.better)
+                found[m.label] = Column(m.label, row.task, name, m.unit, m.better, m.title or m.label)
     return list(found.values())
 
 
 def _axis(column: Column) -> Axis:
-    more = {"B": " per request", "share": ", share right"}.get(column.unit, "")
     assert column.better is not None
-    return Axis(_sentence(column.label + more), column.unit, column.better)
+    return Axis(_sentence(column.title), column.unit, column.better)
 
 
 def _sentence(text: str) -> str:

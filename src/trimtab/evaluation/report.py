@@ -59,6 +59,7 @@ class Column:
     metric: str
     unit: str
     better: Better | None
+    title: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ class Metric:
     `stderr` is the standard error of `value` over `n` samples, where that makes sense.
     `better` says which direction is an improvement; None for a plain fact.
     `label` is the column title in tables; a metric without one is kept in the records only.
+    `title` says the same in more words, for pictures; it defaults to the label.
     `axis` puts the metric on the pictures: `quality`, `bytes` or `speed`.
     `change_of` names the metric of which this one is the difference to the first plan's.
     """
@@ -43,6 +44,7 @@ class Metric:
     stderr: float | None = None
     n: int | None = None
     label: str = ""
+    title: str = ""
     axis: Literal["quality", "bytes", "speed"] | None = None
     change_of: str = ""
 

@@ -197,7 +197,7 @@ def summary(cases: Sequence[Case], found: Sequence[bool], options: NeedleOptions
     pairs = list(zip(cases, found, strict=True))
 
     label = "needle, hidden" if hidden else "needle"
-    metrics = {"accuracy": accuracy(found, label=label, axis="quality")}
+    metrics = {"accuracy": accuracy(found, label=label, title=f"{label}: share found", axis="quality")}
     for length in options.lengths:
         metrics[f"accuracy_{length}"] = accuracy([ok for c, ok in pairs if c.length == length])
     grid = [

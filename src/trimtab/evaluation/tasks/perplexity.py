@@ -179,8 +179,8 @@ def _window(
     tokenizer: Tokenizer, ids: list[int], start: int, context: int, stride: int, first: list[int]
 ) -> Window:
     begin = start - context
-    start = _whole_character(tokenizer, ids, begin, start)
     end = _whole_character(tokenizer, ids, begin, start + stride)
+    start = _whole_character(tokenizer, ids, begin, start)
     size = _bytes(tokenizer, ids[begin:end]) - _bytes(tokenizer, ids[begin:start])
     return Window(first + ids[begin:start], ids[start:end], size)
 

@@ -92,6 +92,6 @@ def summary(right: dict[str, list[bool]]) -> TaskResult:
     """Accuracy of each skill, and over the core ones together (over all, when no core skill was asked)."""
     averaged = [name for name in right if SKILLS[name].core] or list(right)
     together = [answer for name in averaged for answer in right[name]]
-    metrics = {"accuracy": accuracy(together, label="skills", axis="quality")}
+    metrics = {"accuracy": accuracy(together, label="skills", title="skills: share right", axis="quality")}
     metrics |= {name: accuracy(answers) for name, answers in right.items()}
     return TaskResult(metrics, {"averaged": averaged, "right": [int(answer) for answer in together]})

@@ -182,6 +182,7 @@ def _at(concurrency: int, samples: Sequence[Sample], all_of_them: Sequence[int])
             "higher",
             n=len(rates),
             label=f"tok/s ×{c}",
+            title=f"tokens per second, {c} request{'s' if c > 1 else ''} at once",
             axis="speed" if c == max(all_of_them) else None,
         ),
         f"kv_bytes_peak_{c}": Metric(max(s.kv_bytes_peak for s in samples), "B", "lower", n=len(samples)),

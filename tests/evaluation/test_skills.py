@@ -1,0 +1,72 @@
+import random
+
+import pytest
+from evaluation.fakes import ScriptedEngine
+
+from trimtab.errors import ConfigError
+from trimtab.evaluation.skillset import SKILLS
+from trimtab.evaluation.tasks.base import TaskContext
+from trimtab.evaluation.tasks.skills import CORE, Skills, SkillsOptions
+
+
+def know_all(samples: int, seed: int = 0):
+    known = {}
+    for name, skill in SKILLS.items():
+        rng = random.Random(f"skills {seed} {name}")
+        for _ in range(samples):
+            exercise = skill.make(rng)
+            known[exercise.question] = exercise.reference
+    return known
+
+
+def answering(known, wrong=()):
+    def answer(prompt: str) -> str:
+        question = prompt.split("<|user|>")[1].split("<|end|>")[0]
+        return "no" if question.startswith(wrong) else known[question]
+
+    return answer
+
+
+def test_a_model_that_knows_all_scores_one_everywhere():
+    engine = ScriptedEngine(answering(know_all(3)))
+    result = Skills(SkillsOptions(samples=3)).run(engine, TaskContext())
+    assert {name: m.value for name, m in result.metrics.items()} == dict.fromkeys(["accuracy", *SKILLS], 1.0)
+    assert result.metrics["json"].n == 3
+    assert result.metrics["accuracy"].n == 3 * len(CORE)
+
+
+def test_headline_is_the_core_skills_only():
+    wrong = ("Write as JSON", "What is 1", "What is 2", "What is 3", "What is 4", "Say in capitals")
+    engine = ScriptedEngine(answering(know_all(4), wrong))
+    result = Skills(SkillsOptions(samples=4)).run(engine, TaskContext())
+    assert result.metrics["json"].value == 0
+    assert result.metrics["capitals"].value == 0
+    assert result.metrics["accuracy"].value == pytest.approx(1 - 1 / len(CORE))
+    assert result.detail["averaged"] == list(CORE)
+
+
+def test_without_core_skills_the_mean_is_over_what_was_asked():
+    engine = ScriptedEngine(answering(know_all(2)))
+    result = Skills(SkillsOptions(skills=("capitals",), samples=2)).run(engine, TaskContext())
+    assert result.detail["averaged"] == ["capitals"]
+    assert result.metrics["accuracy"].value == 1
+
+
+def test_another_seed_asks_other_questions():
+    engine = ScriptedEngine(answering(know_all(2, seed=7)))
+    Skills(SkillsOptions(samples=2)).run(engine, TaskContext(seed=7))
+    with pytest.raises(KeyError):
+        Skills(SkillsOptions(samples=2)).run(engine, TaskContext(seed=8))
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"skills": ("jason",)}, "Did you mean 'json'"),
+        ({"skills": ("json", "json")}, "name each skill once"),
+        ({"samples": 0}, "must be at least 1"),
+    ],
+)
+def test_bad_options_are_refused(options, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        SkillsOptions(**options)
