@@ -45,9 +45,10 @@ def choose_backend(
     try:
         library = Library(model.dtype, threads)
     except OSError as error:
+        reason = f"{error}; install a C++ compiler (g++ or clang++)"
         if backend == "native":
-            raise PlanError([f"backend=native: {error}; install a C++ compiler (g++ or clang++)"]) from None
-        log.info("running on plain torch: %s", error)
+            raise PlanError([f"backend=native: {reason}"]) from None
+        log.info("running on plain torch: %s", reason)
         return TorchKernels(), None
     if layer_reasons:
         log.info("layers run on torch, attention on the C++ kernels: %s", "; ".join(layer_reasons))
