@@ -7,21 +7,19 @@ result of a request depends on its tokens, parameters and seed alone, never on w
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from trimtab.decoding.randomness import child_seed, fresh_seed
-from trimtab.decoding.sampler import Row, Sampled, Sampler, as_numpy, raw_logprobs
 from trimtab.decoding.sampling_params import SamplingParams
-from trimtab.engine.request import Piece, Request, RequestOutput, ScoreOutput, State, TokenLogprob
+from trimtab.engine.outcomes import Outcomes
+from trimtab.engine.request import Piece, Request, RequestOutput, ScoreOutput, State
 from trimtab.engine.runner import Runner
-from trimtab.engine.scheduler import Pick, Scheduler
+from trimtab.engine.scheduler import Scheduler
 from trimtab.engine.setup import build_cache, choose_backend
 from trimtab.errors import NumericsError, RequestError
 from trimtab.models.detokenizer import Detokenizer
@@ -54,7 +52,8 @@ class Engine:
     Args:
         model: a loaded model, a folder or hub id, or None for the shipped one.
         options: the settings of `Plan` (cache, kv_memory, max_batch, max_step_tokens, prefix_caching,
-            backend, threads). `kv_memory` None: what `max_batch` full contexts need, at most a quarter of free memory.
+            backend, threads). `kv_memory` None: what `max_batch` full contexts need, but at most a quarter of
+            the free memory.
 
     Raises PlanError with every reason if the plan cannot run this model.
     """
@@ -81,10 +80,10 @@ class Engine:
         self.cache = build_cache(model, plan, kernels)
         self.scheduler = Scheduler(self.cache, plan.max_batch, plan.max_step_tokens, plan.prefix_caching)
         self.runner = Runner(model, self.cache, native, plan.max_step_tokens, plan.max_batch)
-        self.sampler = Sampler()
-        self.eos_ids = frozenset(model.config.eos_token_ids)
+        eos_ids = frozenset(model.config.eos_token_ids)
         if model.tokenizer is not None:
-            self.eos_ids |= frozenset(model.tokenizer.eos_ids)
+            eos_ids |= model.tokenizer.eos_ids
+        self.outcomes = Outcomes(self.scheduler, eos_ids)
         self.reset_stats()
 
     @classmethod
@@ -267,7 +266,7 @@ class Engine:
         if not picks:
             return failed
         self._peak = max(self._peak, self.cache.bytes_held)
-        logit_rows, owners = self._wanted_logits(picks)
+        logit_rows, owners = self.outcomes.wanted(picks)
         with self._quiet_torch():
             rows, logits = self.runner.run(picks, logit_rows)
             self.cache.commit(rows, [pick.count for pick in picks])
@@ -282,7 +281,7 @@ class Engine:
             metrics.kv_bytes_peak = max(metrics.kv_bytes_peak, metrics.kv_bytes_held)
         self._steps += 1
         self._tokens += rows.positions.shape[0]
-        return failed + self._use_logits(logits, owners)
+        return failed + self.outcomes.use(logits, owners)
 
     @contextmanager
     def _quiet_torch(self) -> Iterator[None]:
@@ -297,116 +296,6 @@ class Engine:
             yield
         finally:
             torch.set_num_threads(threads)
-
-    def _wanted_logits(self, picks: list[Pick]) -> tuple[list[int], list[tuple[Request, int]]]:
-        """Rows whose logits are needed, and for each its request and the index of the token it predicts."""
-        rows: list[int] = []
-        owners: list[tuple[Request, int]] = []
-        at = 0
-        for pick in picks:
-            request, end = pick.request, pick.request.computed + pick.count
-            if request.scoring:
-                first = max(request.computed + 1, request.prompt_length + len(request.scores))
-            elif (
-                request.params.prompt_logprobs is not None
-                and len(request.prompt_logprobs) < request.prompt_length
-            ):
-                first = max(request.computed + 1, len(request.prompt_logprobs))
-            else:
-                first = len(request.tokens)
-            for token in range(first, end + 1):
-                rows.append(at + token - 1 - request.computed)
-                owners.append((request, token))
-            at += pick.count
-        return rows, owners
-
-    def _use_logits(self, logits: Tensor, owners: list[tuple[Request, int]]) -> list[Request]:
-        sampled_rows: list[int] = []
-        rows: list[Row] = []
-        requests: list[Request] = []
-        touched: list[Request] = []
-        for i, (request, token) in enumerate(owners):
-            if token < len(request.tokens):
-                self._score(request, token, logits[i])
-                if request.scoring and token == len(request.tokens) - 1:
-                    self.scheduler.finish(request, request.finish_reason or "length", request.error)
-                    touched.append(request)
-                continue
-            sampled_rows.append(i)
-            requests.append(request)
-            params = request.params
-            plain = params.is_plain_greedy and params.min_tokens == 0
-            rows.append(
-                Row(
-                    params,
-                    request.seed,
-                    token,
-                    prompt_ids=() if plain else request.tokens[: request.prompt_length],
-                    output_ids=() if plain else request.tokens[request.prompt_length :],
-                    counts=request.counts,
-                    eos_ids=self.eos_ids,
-                )
-            )
-        if rows:
-            chosen = logits if len(rows) == logits.shape[0] else logits[sampled_rows]
-            now = time.perf_counter()
-            for i, (request, sampled) in enumerate(
-                zip(requests, self.sampler.sample(chosen, rows), strict=True)
-            ):
-                self._append(request, sampled, chosen[i], now)
-            touched += requests
-        return touched
-
-    def _score(self, request: Request, token: int, logits: Tensor) -> None:
-        """Note the log-probability of a token that is known already."""
-        known = request.tokens[token]
-        values = as_numpy(logits)
-        logprob, top = raw_logprobs(values, known, request.params.prompt_logprobs or 0)
-        if logprob != logprob:
-            request.error = (
-                request.error or Sampler().sample(logits[None], [Row(request.params, 0, 0)])[0].error
-            )
-        if request.scoring:
-            request.scores.append(logprob)
-            request.greedy.append(int(values.argmax()) == known)
-        else:
-            request.prompt_logprobs.append(TokenLogprob(known, logprob, top))
-
-    def _append(self, request: Request, sampled: Sampled, logits: Tensor, now: float) -> None:
-        """Take a sampled token into the request and see whether it ends there."""
-        if sampled.error:
-            self.scheduler.finish(request, "error", sampled.error)
-            return
-        token, params, metrics = sampled.token, request.params, request.metrics
-        request.tokens.append(token)
-        request.unread += 1
-        if request.counts is not None:
-            request.counts.add(token)
-        metrics.token_times.append(now - metrics.arrival)
-        if metrics.ttft_s is None:
-            metrics.ttft_s = metrics.token_times[0]
-        if params.logprobs is not None and sampled.logprob is not None:
-            request.logprobs.append(TokenLogprob(token, sampled.logprob, sampled.top))
-            request.cumulative_logprob += sampled.logprob
-        elif params.num_samples > params.n:
-            request.cumulative_logprob += raw_logprobs(as_numpy(logits), token, 0)[0]
-        ended = None
-        if token in self.eos_ids and not params.ignore_eos:
-            ended = "stop"
-        elif params.stop_token_ids and token in params.stop_token_ids:
-            ended, request.stop_reason = "stop", token
-        if request.detokenizer is not None:
-            text, met = request.stop.push(request.detokenizer.push(token))
-            request.emit(text)
-            if met is None and (ended or len(request.tokens) >= request.length_limit):
-                text, met = request.stop.push(request.detokenizer.flush())
-                request.emit(text if met is not None else text + request.stop.flush())
-            if met is not None:
-                ended, request.stop_reason = "stop", met
-        if ended is None and len(request.tokens) >= request.length_limit:
-            ended = "length"
-        if ended is not None:
-            self.scheduler.finish(request, ended)
 
     # --- meters
 
