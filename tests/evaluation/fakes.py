@@ -27,6 +27,19 @@ CONFIG = SimpleNamespace(
 )
 
 
+MODEL = {
+    "name": "tiny",
+    "architecture": "LlamaForCausalLM",
+    "parameters": 5_400_000,
+    "layers": 6,
+    "kv_heads": 2,
+    "head_dim": 64,
+    "context": 2048,
+    "dtype": "bfloat16",
+    "kv_bytes_per_token": 3072,
+}
+
+
 class ScriptedEngine:
     """`answer(prompt_text) -> str` writes completions; `judge(context, continuation) -> (logprobs, greedy)`.
 

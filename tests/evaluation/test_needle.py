@@ -1,8 +1,8 @@
 import re
 
 import pytest
-from evaluation.fakes import ScriptedEngine, shipped_tokenizer
 
+from evaluation.fakes import ScriptedEngine, shipped_tokenizer
 from trimtab.errors import ConfigError
 from trimtab.evaluation.chat import question_ids
 from trimtab.evaluation.corpus import shipped_text

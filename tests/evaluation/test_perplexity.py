@@ -1,10 +1,11 @@
+import itertools
 import math
 import random
 from pathlib import Path
 
 import pytest
-from evaluation.fakes import ScriptedEngine, shipped_tokenizer
 
+from evaluation.fakes import ScriptedEngine, shipped_tokenizer
 from trimtab.errors import ConfigError
 from trimtab.evaluation.corpus import shipped_text
 from trimtab.evaluation.tasks.base import TaskContext
@@ -48,7 +49,7 @@ def test_few_windows_are_spread_over_the_whole_text():
     windows = cut_windows(shipped_tokenizer(), text, PerplexityOptions(context=32, stride=16, windows=10))
     places = [text.index(shipped_tokenizer().decode(w.scored)) / len(text) for w in windows]
     assert places == sorted(places)
-    assert all(0.05 < b - a < 0.15 for a, b in zip(places, places[1:], strict=False))
+    assert all(0.05 < b - a < 0.15 for a, b in itertools.pairwise(places))
 
 
 def test_a_model_that_knows_nothing_has_the_vocabulary_as_its_perplexity():
@@ -57,7 +58,9 @@ def test_a_model_that_knows_nothing_has_the_vocabulary_as_its_perplexity():
     assert metrics["perplexity"].value == pytest.approx(4096)
     assert metrics["perplexity"].stderr == pytest.approx(0, abs=1e-6)
     assert metrics["tokens"].value == 80
-    windows = cut_windows(shipped_tokenizer(), shipped_text(), PerplexityOptions(context=32, stride=16, windows=5))
+    windows = cut_windows(
+        shipped_tokenizer(), shipped_text(), PerplexityOptions(context=32, stride=16, windows=5)
+    )
     size = sum(w.scored_bytes for w in windows)
     assert metrics["bits_per_byte"].value == pytest.approx(12 * 80 / size)
 

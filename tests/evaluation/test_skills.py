@@ -1,8 +1,8 @@
 import random
 
 import pytest
-from evaluation.fakes import ScriptedEngine
 
+from evaluation.fakes import ScriptedEngine
 from trimtab.errors import ConfigError
 from trimtab.evaluation.skillset import SKILLS
 from trimtab.evaluation.tasks.base import TaskContext

@@ -10,6 +10,8 @@ from trimtab.evaluation.report import format_number
 
 LOG_FROM = 8.0  # values that differ by more than this factor are shown on a logarithmic axis
 LEAST_SHARE_SPAN = 0.25  # a share's axis shows at least a quarter, so that a point or two look small
+MOST_POWERS = 7  # ticks on a logarithmic axis
+LARGEST_POWER = 307  # of ten, of what a float can hold
 FROM_ZERO_BELOW = 0.6  # smallest over largest value below which the axis starts at zero
 
 
@@ -25,7 +27,8 @@ class Scale:
 
     def place(self, value: float) -> float:
         if self.log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
+            low, high = math.log(self.low), math.log(self.high)
+            return (math.log(value) - low) / (high - low)
         return (value - self.low) / (self.high - self.low)
 
     def tick_text(self, tick: float) -> str:
@@ -64,14 +67,15 @@ def _linear(low: float, high: float, unit: str, pad: float, pad_low: bool = True
 
 
 def _log(low: float, high: float, unit: str) -> Scale:
-    margin = (high / low) ** 0.12
-    bottom, top = low / margin, high * margin
-    ticks = [
-        digit * 10.0**power
-        for power in range(math.floor(math.log10(bottom)), math.ceil(math.log10(top)) + 1)
-        for digit in ((1, 2, 5) if top / bottom < 1000 else (1,))
-    ]
-    return Scale(bottom, top, True, tuple(t for t in ticks if bottom <= t <= top), unit)
+    bottom, top = math.log10(low), math.log10(high)
+    pad = 0.12 * (top - bottom)
+    bottom, top = max(bottom - pad, -LARGEST_POWER), min(top + pad, LARGEST_POWER)
+    digits = (1, 2, 5) if top - bottom < 3 else (1,)
+    apart = math.ceil((top - bottom) / MOST_POWERS)
+    powers = [p for p in range(math.floor(bottom), math.ceil(top) + 1) if p % apart == 0]
+    places = [p + math.log10(digit) for p in powers for digit in digits]
+    ticks = tuple(10.0**place for place in places if bottom <= place <= top)
+    return Scale(10.0**bottom, 10.0**top, True, ticks, unit)
 
 
 def nice_step(rough: float) -> float:

@@ -13,9 +13,7 @@ from trimtab.errors import ConfigError
 
 WIKITEXT_PLACES = ("wikitext-2/test.txt", "wikitext-2/wiki.test.tokens", "test.txt", "wiki.test.tokens")
 # An end of sentence (not of "Mr."), its closing quotes, then white space and a capital or a quote.
-_BREAK = re.compile(
-    r"""(?<=[.!?])(?<!Mr\.)(?<!Mrs\.)(?<!Dr\.)(?<!St\.)["')]*(\s+)(?=["'(]?[A-Z])"""
-)
+_BREAK = re.compile(r"""(?<=[.!?])(?<!Mr\.)(?<!Mrs\.)(?<!Dr\.)(?<!St\.)["')]*(\s+)(?=["'(]?[A-Z])""")
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -162,9 +163,10 @@ def _points(report: Report, x: Column, y: Column) -> list[Point]:
     points = []
     for plan in report.plans:
         mx, my = report.metric(plan.label, x), report.metric(plan.label, y)
-        if mx is not None and my is not None and mx.value is not None and my.value is not None:
+        at = [m.value for m in (mx, my) if m is not None and m.value is not None and math.isfinite(m.value)]
+        if len(at) == 2:
             change = report.change(plan.label, y)
-            points.append(Point(plan.label, mx.value, my.value, change.stderr if change else None))
+            points.append(Point(plan.label, *at, change.stderr if change else None))
     return points
 
 

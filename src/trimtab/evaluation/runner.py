@@ -220,7 +220,8 @@ class _Comparison:
             for label, engine in engines.items():
                 if (label, name) in self.errors:
                     continue
-                self._tell(label, name, (index + 1) / (task.rounds + 1), beside=len(engines))
+                standing = sum((e, name) not in self.errors for e in engines)
+                self._tell(label, name, (index + 1) / (task.rounds + 1), beside=standing)
 
                 def work(e: Engine = engine, i: int = index, taken: list[Any] = samples[label]) -> None:
                     if i < 0:
@@ -236,7 +237,8 @@ class _Comparison:
                     self.results[key] = task.summarise(e, ctx, samples[key[0]])
 
                 self._attempt(label, [name], conclude)
-            self._tell(label, name, 0.0)
+            left = sum((e, name) not in self.results and (e, name) not in self.errors for e in engines)
+            self._tell(label, name, 1.0, beside=left)
 
     def _attempt(self, label: str, names: list[str], work: Callable[[], None]) -> bool:
         """Do `work` for these tasks; a failure is recorded for all of them, and the rest goes on."""
