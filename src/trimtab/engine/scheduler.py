@@ -48,6 +48,7 @@ class Scheduler:
         """The next step's work; memory for it is reserved."""
         budget = self.max_step_tokens
         picks: list[Pick] = []
+        preemptions = self.preemptions
         # Short spans first: a request that decodes must not wait behind a long prompt's chunk.
         decoding = [r for r in self.running if r.target - r.computed == 1]
         others = [r for r in self.running if r.target - r.computed != 1]
@@ -55,9 +56,12 @@ class Scheduler:
             if request.state is not State.RUNNING or budget == 0:
                 continue
             count = min(self._wanted(request), budget)
-            if self._reserve(request, count, picks):
+            if self._reserve(request, count):
                 picks.append(Pick(request, count))
                 budget -= count
+        if self.preemptions > preemptions:
+            # The room that this made is for who needed it; and whoever was preempted may have been picked.
+            return [p for p in picks if p.request.state is State.RUNNING]
         while self.waiting and budget and len(self.running) < self.max_batch:
             request = self._next_waiting()
             if request is None or not self._start(request, budget):
@@ -65,8 +69,7 @@ class Scheduler:
             count = min(self._wanted(request), budget)
             picks.append(Pick(request, count))
             budget -= count
-        # A request preempted after it was picked is no longer running.
-        return [p for p in picks if p.request.state is State.RUNNING]
+        return picks
 
     def _wanted(self, request: Request) -> int:
         count = request.target - request.computed
@@ -76,7 +79,7 @@ class Scheduler:
             count = min(count, left) if left > 0 else 1
         return count
 
-    def _reserve(self, request: Request, count: int, picks: list[Pick]) -> bool:
+    def _reserve(self, request: Request, count: int) -> bool:
         assert request.sequence is not None
         while not self.cache.reserve(request.sequence, count):
             victim = self.running[-1]

@@ -1,0 +1,123 @@
+"""An engine whose model is a pure function of the tokens so far, so that whole workloads run in milliseconds.
+
+Cache, scheduler and engine are the real ones; only the model call is replaced. What a request must
+produce is known in advance (`continuation`), whatever else is in the batch.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from array import array
+from typing import Any
+
+import torch
+
+import trimtab
+from trimtab.engine.scheduler import Pick
+from trimtab.kvcache.base import StepRows
+from trimtab.models.config import ModelConfig
+from trimtab.models.shapes import random_model, shape
+from trimtab.models.transformer import Model
+
+VOCAB = 50
+CONTEXT = 256
+BLOCK_BYTES = 16 * 2 * 16 * 4  # 16 tokens, K and V, one layer, one head of 16 floats
+
+
+@functools.cache
+def tiny_config() -> ModelConfig:
+    return shape(
+        "125m",
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        vocab_size=VOCAB,
+        max_position_embeddings=CONTEXT,
+        eos_token_id=2,
+    )
+
+
+@functools.cache
+def tiny_model() -> Model:
+    return random_model(tiny_config())
+
+
+def next_token(tokens: list[int]) -> int:
+    """What the fake model says after `tokens`: anything from 3 on, by a checksum of all of them."""
+    return 3 + zlib.crc32(array("q", tokens).tobytes()) % (VOCAB - 3)
+
+
+def continuation(prompt: list[int], count: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+class FakeRunner:
+    """Checks each step's picks, notes them, and answers with `next_token`."""
+
+    def __init__(self, engine: trimtab.Engine) -> None:
+        self.engine = engine
+        self.steps: list[list[Pick]] = []
+        self.fail_on: list[int] | None = None  # tokens after which the logits are NaN
+
+    def run(self, picks: list[Pick], logit_rows: list[int]) -> tuple[StepRows, torch.Tensor]:
+        engine = self.engine
+        requests = [p.request for p in picks]
+        assert len({id(r) for r in requests}) == len(requests), "a request was picked twice in one step"
+        assert len(requests) <= engine.plan.max_batch
+        assert 0 < sum(p.count for p in picks) <= engine.plan.max_step_tokens
+        assert engine.cache.bytes_held + engine.cache.bytes_cached <= engine.cache.bytes_capacity
+        texts: list[list[int]] = []
+        bounds = []
+        for p in picks:
+            request, sequence = p.request, p.request.sequence
+            assert p.count >= 1 and request in engine.scheduler.running
+            assert sequence is not None and sequence.length == request.computed
+            assert request.computed + p.count <= len(request.tokens)
+            assert len(sequence.blocks) * 16 >= request.computed + p.count, "no room was reserved"  # type: ignore[attr-defined]
+            bounds.append((len(texts), len(texts) + p.count))
+            texts += [request.tokens[: request.computed + i + 1] for i in range(p.count)]
+        self.steps.append(picks)
+        logits = torch.zeros(len(logit_rows), VOCAB)
+        for i, row in enumerate(logit_rows):
+            logits[i, next_token(texts[row])] = 9.0
+            if texts[row] == self.fail_on:
+                logits[i] = float("nan")
+        n = len(texts)
+        rows = StepRows(
+            sequences=[r.sequence for r in requests],  # type: ignore[misc]
+            spans=torch.tensor([[r.sequence.slot, a, b] for r, (a, b) in zip(requests, bounds, strict=True)]),  # type: ignore[union-attr]
+            positions=torch.zeros(n, dtype=torch.int64),
+            cos=torch.zeros(n, 8),
+            sin=torch.zeros(n, 8),
+            bounds=bounds,
+        )
+        return rows, logits
+
+
+def fake_engine(blocks: int = 64, **options: Any) -> tuple[trimtab.Engine, FakeRunner]:
+    """An engine with room for `blocks` blocks of 16 tokens."""
+    settings = (
+        dict(kv_memory=blocks * BLOCK_BYTES, max_batch=4, max_step_tokens=32, backend="torch") | options
+    )
+    engine = trimtab.Engine(tiny_model(), **settings)
+    runner = FakeRunner(engine)
+    engine.runner = runner  # type: ignore[assignment]
+    return engine, runner
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    """Tokens that no other seed begins with."""
+    return [
+        3 + (seed * 7919 + i * i * 31 + i) % (VOCAB - 3) if i else 3 + seed % (VOCAB - 3)
+        for i in range(length)
+    ]
+
+
+def greedy(max_tokens: int = 8, **changes: Any) -> trimtab.SamplingParams:
+    return trimtab.SamplingParams(**(dict(max_tokens=max_tokens, temperature=0.0, ignore_eos=True) | changes))
