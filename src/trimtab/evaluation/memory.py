@@ -26,15 +26,10 @@ def held_metrics(config: ModelConfig, tokens: Sequence[int], held: Sequence[int]
     """
     numbers = kv_numbers_per_token(config)
     bits = [8 * h / (t * numbers) for t, h in zip(tokens, held, strict=True)]
+    title = f"KV bytes held per request of {mean(tokens):.0f} tokens"
     return {
         "kv_bytes_held": Metric(
-            mean(held),
-            "B",
-            "lower",
-            n=len(held),
-            label="KV held",
-            title="KV bytes held per request",
-            axis="bytes",
+            mean(held), "B", "lower", n=len(held), label="KV held", title=title, axis="bytes"
         ),
         "kv_bits": Metric(mean(bits), "bit", "lower", n=len(held), label="bits / number"),
         "kv_tokens": Metric(mean(tokens), "tokens", n=len(tokens)),
