@@ -38,6 +38,10 @@ class Arena:
     def total(self) -> int:
         return self.n_slabs * self.slab_bytes
 
+    @property
+    def free_slabs(self) -> int:
+        return len(self._free)
+
     def take_slab(self) -> int | None:
         return self._free.pop() if self._free else None
 
@@ -68,6 +72,11 @@ class PagePool:
     def view(self, dtype: torch.dtype) -> Tensor:
         """The whole arena as a flat tensor of `dtype`; page n starts at element n * page_bytes / itemsize."""
         return self.arena.bytes.view(dtype)
+
+    @property
+    def available(self) -> int:
+        """Pages that `alloc` could still give."""
+        return (len(self.slabs) + self.arena.free_slabs) * self.per_slab - self.used
 
     def alloc(self) -> int | None:
         """A page, or None when the arena is full."""

@@ -32,16 +32,13 @@ class SharedBlocks:
 
     def alloc(self, count: int) -> list[int] | None:
         """`count` blocks with one user each, or none at all; cached blocks make way, oldest first."""
-        blocks: list[int] = []
-        while len(blocks) < count:
-            block = self.pool.alloc()
-            if block is None:
-                if not self._cached:
-                    self.pool.free(blocks)
-                    return None
-                self._forget(next(iter(self._cached)))
-                continue
-            blocks.append(block)
+        # Known in advance, so that nothing is forgotten for a request that fails all the same.
+        if count > self.pool.available + len(self._cached):
+            return None
+        while self.pool.available < count:
+            self._forget(next(iter(self._cached)))
+        blocks = self.pool.alloc_many(count)
+        assert blocks is not None
         for block in blocks:
             self._users[block] = 1
         return blocks
