@@ -49,8 +49,9 @@ demo: $(VENV)/.runtime
 		--task perplexity --task needle --task skills --task speed --out demo-report
 	@echo "the report: demo-report/report.html" >&2
 
+# One torch thread: the models of the tests are so small that a second one costs more than it brings.
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
