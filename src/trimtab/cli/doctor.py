@@ -61,7 +61,7 @@ def _flat(values: dict[str, Any], head: str = "") -> list[tuple[str, Any]]:
 
 def _show(value: Any) -> str:
     if value is None:
-        return "unknown"
+        return "none found"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
