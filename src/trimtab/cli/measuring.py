@@ -24,12 +24,11 @@ def measure(
 
     import trimtab
 
-    if any(plan.backend != "torch" for plan in plans):
-        _announce_compiling()
     console = common.console(stderr=True)
     columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.TimeElapsedColumn())
     bar = bars.Progress(*columns, console=console, transient=True)
-    shown = bar.add_task("loading", total=1.0)
+    waits = any(plan.backend != "torch" for plan in plans) and _must_compile()
+    shown = bar.add_task("compiling the C++ kernels, once" if waits else "loading", total=1.0)
     said: set[str] = set()
 
     def progress(at: Progress) -> None:
@@ -53,9 +52,8 @@ def measure(
         raise typer.Exit(1)
 
 
-def _announce_compiling() -> None:
-    """A first run waits for the compiler, which would look as if nothing happened."""
+def _must_compile() -> bool:
+    """Whether a first run will wait for the compiler, which would look as if nothing happened."""
     from trimtab.kernels.build import CPP_TYPES, compiler, is_built
 
-    if compiler() and not any(is_built(dtype) for dtype in CPP_TYPES):
-        common.note("compiling the C++ kernels (once, about half a minute)")
+    return compiler() is not None and not any(is_built(dtype) for dtype in CPP_TYPES)
