@@ -58,7 +58,7 @@ struct Model {
   Rows in, mid, act;  // inputs of qkv and gate/up, of o, of down
   std::vector<i64> mask_at;
 
-  Model(const Shape& shape, Team& t) : s(shape), team(t), scratch(t.n) {
+  Model(const Shape& shape, Team& t) : s(shape), team(t), scratch(t.size) {
     for (auto& w : scratch) w.size(s.d > 16 ? s.d : 16);
   }
   void size(int n) {
@@ -160,11 +160,11 @@ struct Model {
   }
   template <class W> void mlp(int t, const Layer& l, int n, float* x) {
     norm_into<W>(t, x, n, l.norm2, in);
-    team.barrier();
+    team.barrier(t);
     gate_up<W>(t, l, n);
-    team.barrier();
+    team.barrier(t);
     down<W>(t, l, n, x);
-    team.barrier();
+    team.barrier(t);
   }
   template <class W> void head(int t, const Rows&, int n, float* logits) {
     matmul(in.row(0), in.stride, n, (const W*)s.head, s.D, share(s.vocab, 8, t, team.n),
@@ -187,13 +187,13 @@ struct Model {
     team.run([&, c](int t) mutable {
       const int n = st.n;
       embed<W>(t, st.tokens, n, x.data());
-      team.barrier();
+      team.barrier(t);
       for (int i = 0; i < s.n_layers; i++) {
         const Layer& l = s.layers[i];
         norm_into<W>(t, x.data(), n, l.norm1, in);
-        team.barrier();
+        team.barrier(t);
         qkv<W>(t, l, n, q.data(), k.data(), v.data());
-        team.barrier();
+        team.barrier(t);
         c.page_add = first_page + (i64)i * s.G;
         c.window = (int)l.window;
         head_norms(t, l, n, q.data(), k.data());
@@ -203,15 +203,15 @@ struct Model {
           rotate(k.data() + (i64)j * s.G * s.d, s.G, s.d, st.cos + (i64)j * s.d / 2, st.sin + (i64)j * s.d / 2);
         }
         write_share<W>(c, k.data(), v.data(), r.begin, r.end);
-        team.barrier();
+        team.barrier(t);
         auto source = [&](int seq, int g) { return PagedSource<W>{c, seq, g}; };
         attend_all(team, c, source, scratch[t], q.data(), mask_at.data(), [&](int row, int h, const float* o, float) {
           float* p = mid.row(row);
           for (int j = 0; j < s.d; j++) p[slot<W>(h * s.d + j)] = o[j];
         });
-        team.barrier();
+        team.barrier(t);
         out_proj<W>(t, l, n, x.data());
-        team.barrier();
+        team.barrier(t);
         mlp<W>(t, l, n, x.data());
       }
       finish<W>(t, st, x.data());
@@ -231,17 +231,17 @@ struct Model {
       rms_scale(x + (i64)st.logit_rows[i] * s.D, s.D, s.eps, s.norm, tmp.data());
       for (int j = 0; j < s.D; j++) in.row(i)[slot<W>(j)] = tmp[j];
     }
-    team.barrier();
+    team.barrier(t);
     if (st.n_logits) head<W>(t, in, st.n_logits, st.logits);
-    team.barrier();
+    team.barrier(t);
   }
   template <class W> void layer_in(const Layer& l, int n, const float* x, float* qo, float* ko, float* vo) {
     size(n);
     team.run([&](int t) {
       norm_into<W>(t, x, n, l.norm1, in);
-      team.barrier();
+      team.barrier(t);
       qkv<W>(t, l, n, qo, ko, vo);
-      team.barrier();
+      team.barrier(t);
       head_norms(t, l, n, qo, ko);
     });
   }
@@ -252,9 +252,9 @@ struct Model {
       int width = s.H * s.d;
       for (int i = r.begin; i < r.end; i++)
         for (int j = 0; j < width; j++) mid.row(i)[slot<W>(j)] = attn[(i64)i * width + j];
-      team.barrier();
+      team.barrier(t);
       out_proj<W>(t, l, n, x);
-      team.barrier();
+      team.barrier(t);
       mlp<W>(t, l, n, x);
     });
   }

@@ -1,9 +1,12 @@
 // A team of threads that spins between the phases of one step and sleeps between steps.
 //
 // A decode step of a small model has dozens of phases of a few microseconds each; waking threads through
-// the kernel for each would cost more than the work. Inside a step threads meet at a spin barrier.
+// the kernel for each would cost more than the work. Inside a step threads meet at a spin barrier. Where other
+// programs want the same cores a partner may be off its core for milliseconds; a team that loses much of a
+// step that way works alone for a while and then tries again. Results never depend on the number of threads.
 #pragma once
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <functional>
 #include <mutex>
@@ -19,7 +22,10 @@ static inline void relax() {
 }
 
 struct Team {
-  int n = 1;
+  int size = 1;  // threads there are
+  int n = 1;     // threads at work in this run
+  int solo = 0, solo_next = 16;  // runs still to do alone; how many next time
+  double lost = 0;               // seconds the first thread waited for partners in this run
   std::vector<std::thread> threads;
   std::atomic<uint64_t> epoch{0};
   std::atomic<int> arrived{0};
@@ -31,8 +37,8 @@ struct Team {
   std::function<void(int)> job;
   std::atomic<i64> next{0};  // shared work counter of the current phase
 
-  explicit Team(int size) : n(size) {
-    for (int t = 1; t < n; t++) threads.emplace_back([this, t] { work(t); });
+  explicit Team(int count) : size(count) {
+    for (int t = 1; t < size; t++) threads.emplace_back([this, t] { work(t); });
   }
   ~Team() {
     {
@@ -58,20 +64,35 @@ struct Team {
       running.fetch_sub(1, std::memory_order_acq_rel);
     }
   }
+  static double now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  }
   // Runs f(thread index) on every thread and returns when all are done.
   void run(std::function<void(int)> f) {
-    if (n == 1) return f(0);
+    n = solo > 0 ? 1 : size;
+    if (n == 1) {
+      solo -= solo > 0;
+      return f(0);
+    }
     job = std::move(f);
     running = n - 1;
+    lost = 0;
+    double begin = now();
     {
       std::lock_guard<std::mutex> lock(m);
       epoch++;
     }
     cv.notify_all();
     job(0);
-    spin([&] { return running.load(std::memory_order_acquire) == 0; });
+    lost += spin([&] { return running.load(std::memory_order_acquire) == 0; });
+    if (lost > 3e-4 && lost > 0.4 * (now() - begin)) {
+      solo = solo_next;
+      solo_next = solo_next < 256 ? solo_next * 2 : 256;
+    } else if (solo_next > 16) {
+      solo_next--;
+    }
   }
-  void barrier() {
+  void barrier(int t) {
     if (n == 1) {
       next = 0;
       return;
@@ -82,15 +103,19 @@ struct Team {
       next.store(0, std::memory_order_relaxed);
       turn.store(mine + 1, std::memory_order_release);
     } else {
-      spin([&] { return turn.load(std::memory_order_acquire) != mine; });
+      double waited = spin([&] { return turn.load(std::memory_order_acquire) != mine; });
+      if (t == 0) lost += waited;
     }
   }
-  // A waiting thread yields after a while: on a shared machine its partner may not be running at all.
-  template <class Done> static void spin(Done done) {
-    for (int i = 0; !done(); i++) {
+  // Waits for `done`; gives the core away after a while, since the partner may need it. Seconds beyond that.
+  template <class Done> static double spin(Done done) {
+    for (int i = 0; i < 300; i++) {
+      if (done()) return 0;
       relax();
-      if (i > 300) std::this_thread::yield();
     }
+    double begin = now();
+    while (!done()) std::this_thread::yield();
+    return now() - begin;
   }
   i64 take() { return next.fetch_add(1, std::memory_order_relaxed); }
 };

@@ -58,7 +58,7 @@ static std::vector<i64> mask_offsets(const Paged& c) {
 API void tt_attend(void* team, const Paged* c, const float* q, float* out, float* lse) {
   Team& tm = *(Team*)team;
   auto at = mask_offsets(*c);
-  std::vector<Scratch> scratch(tm.n);
+  std::vector<Scratch> scratch(tm.size);
   for (auto& w : scratch) w.size(c->d);
   tm.next = 0;
   tm.run([&](int t) {
@@ -73,7 +73,7 @@ API void tt_attend(void* team, const Paged* c, const float* q, float* out, float
 API void tt_attend_packed(void* team, const Packed* p, const Paged* c, const float* q, float* out) {
   Team& tm = *(Team*)team;
   auto at = mask_offsets(*c);
-  std::vector<Scratch> scratch(tm.n);
+  std::vector<Scratch> scratch(tm.size);
   for (auto& w : scratch) w.size(c->d);
   tm.next = 0;
   tm.run([&](int t) {
@@ -98,7 +98,7 @@ API void tt_column_sums(void* team, const Paged* c, const float* q, const float*
                         i64 sums_head) {
   Team& tm = *(Team*)team;
   auto at = mask_offsets(*c);
-  std::vector<Scratch> scratch(tm.n);
+  std::vector<Scratch> scratch(tm.size);
   for (auto& w : scratch) w.size(c->d);
   tm.next = 0;
   tm.run([&](int t) {
@@ -124,7 +124,7 @@ API void tt_matmul(void* team, const float* x, int M, const void* w, int N, int 
 // Reads `bytes` once with all threads; the sum is returned so that no read can be dropped.
 API float tt_read(void* team, const float* p, i64 count) {
   Team& tm = *(Team*)team;
-  std::vector<float> part(tm.n, 0.0f);
+  std::vector<float> part(tm.size, 0.0f);
   tm.run([&](int t) {
     i64 b = count / tm.n * t / 128 * 128, e = t + 1 == tm.n ? count : count / tm.n * (t + 1) / 128 * 128;
     V acc[8] = {};
