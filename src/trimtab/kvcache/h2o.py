@@ -47,6 +47,9 @@ class H2OOptions:
         return max(1, round(self.budget * self.recent))
 
 
+_NOTES = 8  # bytes a row: its score and its position
+
+
 @dataclass(eq=False)
 class H2OSequence(Sequence):
     score: Tensor = field(default_factory=lambda: torch.empty(0))  # float32 [L, G, rows]
@@ -78,7 +81,7 @@ class H2O(KVCache):
 
     def __init__(self, shape: KVShape, options: H2OOptions, memory_bytes: int) -> None:
         super().__init__(shape, options, memory_bytes)
-        self.rows = PerHeadRows(shape, memory_bytes)
+        self.rows = PerHeadRows(shape, memory_bytes, notes_bytes=_NOTES)
         self._seen: list[tuple[Tensor, Tensor]] = []  # this step's (rotated q, logsumexp) by layer
         self._open: dict[int, H2OSequence] = {}
 
@@ -105,7 +108,7 @@ class H2O(KVCache):
         kernels = self.shape.kernels
         kernels.rotate(q, rows.cos, rows.sin)
         kernels.rotate(k, rows.cos, rows.sin)
-        call = self.rows.call(layer, rows.spans)
+        call = self.rows.call(layer, rows.spans, mask=rows.mask)
         kernels.write(call, k, v)
         out, lse = kernels.attend(call, q)
         self._seen.append((q, lse))
@@ -114,31 +117,36 @@ class H2O(KVCache):
     def commit(self, rows: StepRows, kept: Seq[int]) -> None:
         spans = rows.spans.clone()
         spans[:, 2] = spans[:, 1] + torch.tensor(kept, dtype=torch.int32)
-        sums = self._received(rows, spans)
+        scores = self._received(rows, spans)
         super().commit(rows, kept)
         for i, (sequence, count) in enumerate(zip(rows.sequences, kept, strict=True)):
             assert isinstance(sequence, H2OSequence)
-            self._append(sequence, sums[:, i], count)
+            self._append(sequence, scores[:, i], count)
             if sequence.length >= sequence.prompt_length:
                 self._evict(sequence)
 
     def _received(self, rows: StepRows, spans: Tensor) -> Tensor:
-        """Attention that every row got from the kept new rows: float32 [L, spans, G, rows]."""
+        """Scores of every row, the kept new queries' attention added: float32 [L, spans, G, rows].
+
+        Added query by query to what there was, so that chunks give the bits of the whole. Kept rows follow
+        one another in the text, so among them no mask is needed.
+        """
         s = self.shape
         slots = spans[:, 0].long()
         longest = int((self.rows.length[slots].amax((1, 2)) + spans[:, 2] - spans[:, 1]).max())
-        sums = torch.zeros(s.num_layers, len(spans), s.num_kv_heads, longest, device=s.device)
+        sums = torch.zeros(s.num_layers, len(spans), s.num_kv_heads, longest)
+        for i, sequence in enumerate(rows.sequences):
+            assert isinstance(sequence, H2OSequence)
+            sums[:, i, :, : sequence.score.shape[2]] = sequence.score
+        sums = sums.to(s.device)
         for layer, (q, lse) in enumerate(self._seen):
             s.kernels.column_sums(self.rows.call(layer, spans), q, lse, sums[layer])
         return sums.cpu()
 
-    def _append(self, sequence: H2OSequence, sums: Tensor, count: int) -> None:
-        held = sequence.score.shape[2]
-        total = held + count
-        score = sums[..., :total].clone()
-        score[..., :held] += sequence.score
+    def _append(self, sequence: H2OSequence, score: Tensor, count: int) -> None:
+        total = sequence.score.shape[2] + count
         new = torch.arange(sequence.length - count, sequence.length, dtype=torch.int32)
-        sequence.score = score
+        sequence.score = score[..., :total].clone()
         sequence.position = torch.cat([sequence.position, new.expand(*score.shape[:2], count)], 2)
         self.rows.length[sequence.slot] = total
 
@@ -171,7 +179,7 @@ class H2O(KVCache):
 
     @staticmethod
     def _bookkeeping(sequence: H2OSequence) -> int:
-        return sequence.score.numel() * 8
+        return sequence.score.numel() * _NOTES
 
     def held_by(self, sequence: Sequence) -> int:
         assert isinstance(sequence, H2OSequence)

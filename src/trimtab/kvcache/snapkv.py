@@ -96,7 +96,7 @@ class SnapKV(KVCache):
         del self._open[sequence.slot]
 
     def reserve(self, sequence: Sequence, count: int) -> bool:
-        return self.rows.reserve(sequence.slot, count)
+        return self.rows.reserve(sequence.slot, count, beside=self._noted)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rows: StepRows) -> Tensor:
         kernels = self.shape.kernels
@@ -106,7 +106,7 @@ class SnapKV(KVCache):
             assert isinstance(sequence, SnapKVSequence)
             if sequence.queries is not None:
                 self._note_queries(sequence, layer, q[begin:end])
-        call = self.rows.call(layer, rows.spans)
+        call = self.rows.call(layer, rows.spans, mask=rows.mask)
         kernels.write(call, k, v)
         return kernels.attend(call, q)[0]
 
@@ -151,7 +151,12 @@ class SnapKV(KVCache):
 
     @property
     def bytes_held(self) -> int:
-        return self.rows.pool.bytes_used + sum(self._bookkeeping(s) for s in self._open.values())
+        return self.rows.pool.bytes_used + self._noted
+
+    @property
+    def _noted(self) -> int:
+        """Bytes of queries kept for prompts that are not complete."""
+        return sum(self._bookkeeping(s) for s in self._open.values())
 
     @staticmethod
     def _bookkeeping(sequence: SnapKVSequence) -> int:

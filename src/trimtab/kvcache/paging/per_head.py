@@ -15,11 +15,15 @@ from trimtab.kvcache.paging.arena import Arena, PagePool
 
 
 class PerHeadRows:
-    """Paged K and V rows per (slot, layer, head). Tables live on the CPU; rows on the model's device."""
+    """Paged K and V rows per (slot, layer, head). Tables live on the CPU; rows on the model's device.
 
-    def __init__(self, shape: KVShape, memory_bytes: int) -> None:
+    `notes_bytes`: what the policy keeps for each row elsewhere; it counts against the bound too.
+    """
+
+    def __init__(self, shape: KVShape, memory_bytes: int, notes_bytes: int = 0) -> None:
         self.shape = shape
         page_bytes = PAGE * shape.row_bytes
+        self._page_cost = page_bytes + PAGE * notes_bytes
         self.arena = Arena(memory_bytes, [page_bytes], shape.device, min_slab=64 * page_bytes)
         self.pool = PagePool(self.arena, page_bytes)
         self.per_head = (shape.max_length + shape.max_step_tokens) // PAGE + 1
@@ -46,14 +50,19 @@ class PerHeadRows:
         self.length[slot] = 0
         self._pages[slot] = 0
 
-    def reserve(self, slot: int, count: int) -> bool:
-        """Room for `count` rows more in every head; False, and nothing changed, if there is none."""
+    def reserve(self, slot: int, count: int, beside: int = 0) -> bool:
+        """Room for `count` rows more in every head while the policy holds `beside` bytes elsewhere.
+
+        False, and nothing changed, if there is none.
+        """
         need = (self.length[slot] + (count + PAGE - 1)) // PAGE
         have = self._pages[slot]
         missing = (need - have).clamp(min=0)
         total = int(missing.sum())
         if not total:
             return True
+        if (self.pool.used + total) * self._page_cost + beside > self.arena.total:
+            return False
         pages = self.pool.alloc_many(total)
         if pages is None:
             return False
@@ -67,10 +76,12 @@ class PerHeadRows:
         self._pages[slot] = torch.maximum(need, have)
         return True
 
-    def call(self, layer: int, spans: Tensor, start: Tensor | None = None) -> PagedRows:
+    def call(
+        self, layer: int, spans: Tensor, start: Tensor | None = None, mask: Tensor | None = None
+    ) -> PagedRows:
         """Where layer `layer`'s rows lie; `start` (shaped like `length`) replaces the committed lengths."""
         call = self._call
-        call.spans = spans
+        call.spans, call.mask = spans, mask
         call.start = self.length if start is None else start
         call.table_offset = layer * self.shape.num_kv_heads * self.per_head
         call.start_offset = layer * self.shape.num_kv_heads

@@ -1,0 +1,116 @@
+"""The matrix of cache policies: small settings that make every one of them forget, pack or evict.
+
+A new policy needs a row in `LOSSY` and one in `IDENTITY`; `test_matrix` fails without.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+import trimtab
+from kernels.libraries import native_kernels
+from trimtab.engine.request import Request
+from trimtab.models.shapes import random_model, shape
+from trimtab.models.transformer import Model
+
+CONTEXT = 600
+
+# Settings under which a text of a few dozen tokens already loses something (`full` never does).
+LOSSY = {
+    "full": "full",
+    "streaming": "streaming:sinks=4,window=28",
+    "streaming, window only": "streaming:sinks=0,window=33",
+    "streaming, logical positions": "streaming:sinks=20,window=16,positions=logical",
+    "kivi 2 bits": "kivi:bits=2,group_size=16,residual=32",
+    "kivi 4 bits": "kivi:bits=4,group_size=16,residual=16",
+    "h2o": "h2o:budget=40",
+    "h2o, mostly heavy": "h2o:budget=33,recent=0.1",
+    "snapkv": "snapkv:budget=48,window=16",
+    "snapkv, max": "snapkv:budget=40,window=5,kernel=7,pooling=max",
+}
+
+# Settings that lose nothing of a text within the context.
+IDENTITY = {
+    "full": "full",
+    "streaming": f"streaming:sinks=0,window={CONTEXT}",
+    "kivi": "kivi:bits=16,group_size=16,residual=32",
+    "h2o": "h2o:budget=10000",
+    "snapkv": "snapkv:budget=10000,window=5",
+}
+
+
+@functools.cache
+def small_model(dtype: torch.dtype = torch.float32) -> Model:
+    """Two layers, four query heads on two KV heads of 16; attention peaked enough that rows matter."""
+    config = shape(
+        "125m",
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=160,
+        max_position_embeddings=CONTEXT,
+    )
+    model = random_model(config, seed=3)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight *= 3  # type: ignore[union-attr]
+            layer.self_attn.v_proj.weight *= 2  # type: ignore[union-attr]
+        model.model.embed_tokens.weight *= 2
+    return model.to(dtype)
+
+
+def make_engine(
+    cache: str, backend: str = "native", model: Model | None = None, **options: Any
+) -> trimtab.Engine:
+    model = model or small_model()
+    if backend == "native":
+        native_kernels(model.dtype)
+    settings = dict(max_batch=8, threads=1, kv_memory="16MiB") | options
+    return trimtab.Engine(model, cache=cache, backend=backend, **settings)
+
+
+def text(length: int, seed: int = 0) -> list[int]:
+    return torch.randint(3, 160, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+PROMPTS = [text(n, seed=n) for n in (1, 16, 47, 90, 131, 200)]
+
+
+def params(**changes: Any) -> trimtab.SamplingParams:
+    return trimtab.SamplingParams(
+        **(dict(max_tokens=40, temperature=1.0, seed=11, ignore_eos=True, logprobs=0) | changes)
+    )
+
+
+Result = tuple[list[int], list[float]]
+
+
+def results(engine: trimtab.Engine, prompts: list[list[int]] = PROMPTS, **changes: Any) -> list[Result]:
+    """Token ids and log-probabilities of each prompt's seeded text."""
+    outputs = engine.generate(prompts, params(**changes))
+    assert engine.cache.bytes_held == 0
+    return [(o.token_ids, [x.logprob for x in o.logprobs or ()]) for o in outputs]
+
+
+@functools.cache
+def undisturbed(name: str) -> list[Result]:
+    """Each prompt alone, whole, on the C++ kernels: what every other way of running must give, bit for bit."""
+    engine = make_engine(LOSSY[name], prefix_caching=False)
+    return [results(engine, [p])[0] for p in PROMPTS]
+
+
+def feed(engine: trimtab.Engine, tokens: list[int], continuation: list[int] | None = None) -> Request:
+    """A request whose tokens are all computed and which is still running."""
+    [request] = engine.submit(tokens, params(max_tokens=100))
+    steps = len(continuation or ())
+    while request.computed < len(tokens):
+        engine.step()
+    for i in range(steps):
+        assert request.computed == len(tokens) + i
+        engine.step()
+    return request
