@@ -268,8 +268,8 @@ class Engine:
         self._peak = max(self._peak, self.cache.bytes_held)
         logit_rows, owners = self.outcomes.wanted(picks)
         with self._quiet_torch():
-            rows, logits = self.runner.run(picks, logit_rows)
-            self.cache.commit(rows, [pick.count for pick in picks])
+            out = self.runner.run(picks, logit_rows)
+            self.cache.commit(out.rows, [pick.count for pick in picks])
         for pick in picks:
             request = pick.request
             request.computed += pick.count
@@ -280,8 +280,8 @@ class Engine:
             metrics.kv_bytes_held = self.cache.held_by(request.sequence)
             metrics.kv_bytes_peak = max(metrics.kv_bytes_peak, metrics.kv_bytes_held)
         self._steps += 1
-        self._tokens += rows.positions.shape[0]
-        return failed + self.outcomes.use(logits, owners)
+        self._tokens += out.rows.positions.shape[0]
+        return failed + self.outcomes.use(out.logits, owners)
 
     @contextmanager
     def _quiet_torch(self) -> Iterator[None]:

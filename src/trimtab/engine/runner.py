@@ -6,6 +6,8 @@ every other policy. `torch`: the plain model, on any device. Both hand attention
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +23,22 @@ if TYPE_CHECKING:
     from trimtab.models.transformer import Model
 
 _TABLE_LIMIT = 1 << 16
+_NONE = torch.empty(0)
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """What one model call gives: the rows (for `cache.commit`), and for them
+
+    `logits`     float32 [R, V] of the rows asked for;
+    `hidden`     float32 [N, D] after the final norm, or None;
+    `residuals`  layer -> [N, D], the residual stream that enters it.
+    """
+
+    rows: StepRows
+    logits: Tensor = _NONE
+    hidden: Tensor | None = None
+    residuals: dict[int, Tensor] = field(default_factory=dict)
 
 
 class Runner:
@@ -37,9 +55,15 @@ class Runner:
         self._np = self._tokens.numpy(), self._positions.numpy(), self._spans.numpy()
         self._tables: tuple[Tensor, Tensor] | None = None  # cosines and sines of positions 0, 1, 2, ...
 
-    def run(self, picks: list[Pick], logit_rows: list[int]) -> tuple[StepRows, Tensor]:
-        """Compute the picked tokens. Returns the rows (for `cache.commit`) and logits float32 [R, V] of
-        `logit_rows`."""
+    def run(
+        self,
+        picks: list[Pick],
+        logit_rows: list[int],
+        hidden: bool = False,
+        residuals: Collection[int] = (),
+    ) -> StepOutput:
+        """Compute the picked tokens: logits of `logit_rows`, the hidden states of all rows if asked for, and
+        the residual stream that enters each layer named in `residuals`."""
         tokens, positions, spans = self._np
         n = 0
         bounds = []
@@ -66,22 +90,34 @@ class Runner:
         )
         wanted = torch.tensor(logit_rows, dtype=torch.int32)
         self.cache.begin(rows)
+        out = StepOutput(rows, residuals=dict.fromkeys(residuals, _NONE))
         if self.native is None:
-            return rows, self._run_torch(self._tokens[:n], rows, wanted)
-        return rows, self._run_native(self.native, self._tokens[:n], rows, wanted)
+            self._run_torch(self._tokens[:n], out, wanted, hidden)
+        else:
+            self._run_native(self.native, self._tokens[:n], out, wanted, hidden)
+        return out
 
-    def _run_native(self, native: NativeModel, tokens: Tensor, rows: StepRows, wanted: Tensor) -> Tensor:
-        whole = self.cache.whole_step(rows)
+    def _run_native(
+        self, native: NativeModel, tokens: Tensor, out: StepOutput, wanted: Tensor, hidden: bool
+    ) -> None:
+        rows = out.rows
+        if hidden:
+            out.hidden = torch.empty(tokens.shape[0], self.model.config.hidden_size)
+        whole = None if out.residuals else self.cache.whole_step(rows)
         if whole is not None:
-            return native.step(tokens, rows.cos, rows.sin, whole, wanted)
+            out.logits = native.step(tokens, rows.cos, rows.sin, whole, wanted, out.hidden)
+            return
         x = native.embed(tokens)
         for layer in range(self.cache.shape.num_layers):
+            if layer in out.residuals:
+                out.residuals[layer] = x.clone()
             q, k, v = native.layer_in(layer, x)
             native.layer_out(layer, x, self.cache.attend(layer, q, k, v, rows))
-        return native.finish(x, wanted)
+        out.logits = native.finish(x, wanted, out.hidden)
 
     @torch.inference_mode()
-    def _run_torch(self, tokens: Tensor, rows: StepRows, wanted: Tensor) -> Tensor:
+    def _run_torch(self, tokens: Tensor, out: StepOutput, wanted: Tensor, hidden: bool) -> None:
+        rows = out.rows
         wide = not isinstance(self.cache.shape.kernels, TorchKernels)  # the C++ kernels take float32 rows
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -90,10 +126,11 @@ class Runner:
             q32, k32, v32 = (x.float().contiguous() for x in (q, k, v))
             return self.cache.attend(layer, q32, k32, v32, rows).to(q.dtype)
 
-        hidden = self.model.run(tokens.to(self.device), rows.positions.to(self.device), attend)
-        if not wanted.numel():
-            return torch.empty(0, self.model.config.vocab_size)
-        return self.model.logits(hidden[wanted.long().to(self.device)]).float()
+        states = self.model.run(tokens.to(self.device), rows.positions.to(self.device), attend, out.residuals)
+        if hidden:
+            out.hidden = states.float()
+        if wanted.numel():
+            out.logits = self.model.logits(states[wanted.long().to(self.device)]).float()
 
     def _cos_sin(
         self, positions: Tensor, picks: list[Pick], bounds: list[tuple[int, int]]

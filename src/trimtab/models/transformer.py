@@ -176,17 +176,26 @@ class Model(nn.Module):
         hidden = self.run(input_ids.flatten(), attend.positions, attend)
         return self.logits(hidden).unflatten(0, input_ids.shape)
 
-    def run(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+    def run(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        attend: Attend,
+        residuals: dict[int, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """The serving forward over flattened rows: `tokens[N]`, `positions[N]` to hidden `[N, D]`.
 
         Each layer calls `attend(layer, q, k, v)` with keys and queries before rotary embedding; storing
         the past, rotating by `positions` and attending are its business. The result is after the final
-        norm.
+        norm. For each layer that is a key of `residuals`, the residual stream `[N, D]` that enters it is
+        put there.
         """
         if tokens.shape != positions.shape:
             raise AssertionError(f"{tuple(tokens.shape)} tokens but {tuple(positions.shape)} positions")
         x = self.model.embed_tokens(tokens)
-        for layer in self.model.layers:
+        for number, layer in enumerate(self.model.layers):
+            if residuals is not None and number in residuals:
+                residuals[number] = x
             x = layer(x, attend)
         return self.model.norm(x)
 
