@@ -60,6 +60,7 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.bench
 	@$(BIN)/python benchmarks/decode.py
 	@$(BIN)/python benchmarks/throughput.py
+	@$(BIN)/python benchmarks/kvmemory.py
 
 wheel: $(VENV)/.dev
 	@$(BIN)/python -m build --wheel --outdir dist
