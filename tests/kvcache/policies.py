@@ -99,7 +99,7 @@ def results(engine: trimtab.Engine, prompts: list[list[int]] = PROMPTS, **change
 
 @functools.cache
 def undisturbed(name: str) -> list[Result]:
-    """Each prompt alone, whole, on the C++ kernels: what every other way of running must give, bit for bit."""
+    """Each prompt alone and whole on the C++ kernels: every other way of running must give these bits."""
     engine = make_engine(LOSSY[name], prefix_caching=False)
     return [results(engine, [p])[0] for p in PROMPTS]
 

@@ -24,7 +24,9 @@ class PerHeadRows:
         self.shape = shape
         page_bytes = PAGE * shape.row_bytes
         self._page_cost = page_bytes + PAGE * notes_bytes
-        self.arena = Arena(memory_bytes, [page_bytes], shape.device, min_slab=64 * page_bytes)
+        # Few slabs where there is much memory; where there is little, none lost to rounding down.
+        slab = page_bytes * min(64, memory_bytes // page_bytes // 64)
+        self.arena = Arena(memory_bytes, [page_bytes], shape.device, min_slab=slab)
         self.pool = PagePool(self.arena, page_bytes)
         self.per_head = (shape.max_length + shape.max_step_tokens) // PAGE + 1
         heads = (shape.max_sequences, shape.num_layers, shape.num_kv_heads)
