@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import trimtab
+from trimtab.engine.runner import StepOutput
 from trimtab.engine.scheduler import Pick
 from trimtab.kvcache.base import StepRows
 from trimtab.models.config import ModelConfig
@@ -65,7 +66,7 @@ class FakeRunner:
         self.steps: list[list[Pick]] = []
         self.fail_on: list[int] | None = None  # tokens after which the logits are NaN
 
-    def run(self, picks: list[Pick], logit_rows: list[int]) -> tuple[StepRows, torch.Tensor]:
+    def run(self, picks: list[Pick], logit_rows: list[int]) -> StepOutput:
         engine = self.engine
         requests = [p.request for p in picks]
         assert len({id(r) for r in requests}) == len(requests), "a request was picked twice in one step"
@@ -97,7 +98,7 @@ class FakeRunner:
             sin=torch.zeros(n, 8),
             bounds=bounds,
         )
-        return rows, logits
+        return StepOutput(rows, logits)
 
 
 def fake_engine(blocks: int = 64, **options: Any) -> tuple[trimtab.Engine, FakeRunner]:

@@ -6,10 +6,12 @@ result of a request depends on its tokens, parameters and seed alone, never on w
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,7 +80,9 @@ class Engine:
         kernels, native = choose_backend(model, plan.backend, self.threads, wait_for_kernels)
         self.backend = "torch" if native is None else "native"
         self.cache = build_cache(model, plan, kernels)
-        self.scheduler = Scheduler(self.cache, plan.max_batch, plan.max_step_tokens, plan.prefix_caching)
+        # With dynamic rope scaling stored keys depend on the length of the text they were computed in.
+        share = plan.prefix_caching and not model.rotary.length_dependent
+        self.scheduler = Scheduler(self.cache, plan.max_batch, plan.max_step_tokens, share)
         self.runner = Runner(model, self.cache, native, plan.max_step_tokens, plan.max_batch)
         eos_ids = frozenset(model.config.eos_token_ids)
         if model.tokenizer is not None:
@@ -104,7 +108,7 @@ class Engine:
         config = self.model.config
         ids = self._encode(prompt)
         params.check(config.vocab_size)
-        limit = config.max_position_embeddings
+        limit = config.context_length
         total = len(ids) + len(_continuation or ())
         if total > limit and not self.cache.endless:
             what = "prompt" if _continuation is None else "text to score"
@@ -116,12 +120,20 @@ class Engine:
         max_length = limit
         if self.cache.endless and params.max_tokens is not None:
             max_length = max(limit, len(ids) + params.max_tokens)
+        elif _continuation is None and total >= limit:
+            raise RequestError(
+                f"the prompt has {total} tokens and the model's context is {limit}; "
+                "give max_tokens to go on beyond it"
+            )
         seed = fresh_seed() if params.seed is None else params.seed
         requests = []
+        tokenizer = self.model.tokenizer
+        if tokenizer is not None and not tokenizer.available:
+            tokenizer = None  # token ids in, token ids out
         for i in range(params.num_samples):
             request = Request(ids, params, child_seed(seed, i), max_length, _continuation, index=i)
-            if self.model.tokenizer is not None and _continuation is None:
-                request.detokenizer = Detokenizer(self.model.tokenizer, params.skip_special_tokens)
+            if tokenizer is not None and _continuation is None:
+                request.detokenizer = Detokenizer(tokenizer, params.skip_special_tokens)
             elif params.stop:
                 raise RequestError("stop texts need a tokenizer, and this model has none; use stop_token_ids")
             if i and self.scheduler.prefix_caching:
@@ -137,7 +149,10 @@ class Engine:
                 raise RequestError("the prompt is text but this model has no tokenizer; give token ids")
             ids = self.model.tokenizer.encode(prompt)
         else:
-            ids = [int(t) for t in prompt]
+            try:
+                ids = [operator.index(t) for t in prompt]
+            except TypeError:
+                raise RequestError("a prompt must be a text or a list of token ids (whole numbers)") from None
             vocab = self.model.config.vocab_size
             for token in ids:
                 if not 0 <= token < vocab:
@@ -325,6 +340,6 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
     items = list(prompts)
-    if items and all(isinstance(item, int) for item in items):
+    if items and all(isinstance(item, Integral) for item in items):
         return [items]  # type: ignore[list-item]
     return items  # type: ignore[return-value]

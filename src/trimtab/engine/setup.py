@@ -65,7 +65,7 @@ def build_cache(model: Model, plan: Plan, kernels: Library | TorchKernels) -> KV
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         windows=tuple(config.sliding_windows),
-        max_length=config.max_position_embeddings,
+        max_length=config.context_length,
         max_sequences=plan.max_batch,
         max_step_tokens=plan.max_step_tokens,
         dtype=model.dtype,

@@ -77,9 +77,9 @@ class Streaming(KVCache):
     def problems(options: StreamingOptions, plan: Plan, config: ModelConfig) -> list[str]:
         found = []
         size = options.sinks + options.window
-        if size > config.max_position_embeddings:
+        if size > config.context_length:
             found.append(
-                f"sinks + window is {size}, more than the model's context of {config.max_position_embeddings}"
+                f"sinks + window is {size}, more than the model's context of {config.context_length}"
             )
         if any(config.sliding_windows):
             found.append("the model's own sliding-window layers already forget; use cache=full")

@@ -79,6 +79,17 @@ class ModelConfig:
     architecture: str
     raw: Mapping[str, Any] = field(compare=False, repr=False)
 
+    @property
+    def context_length(self) -> int:
+        """Tokens one text may have. Linear and dynamic rope scaling stretch `max_position_embeddings`, the
+        length before scaling; the other kinds' configs give the length after it."""
+        stretched = self.rope.kind in ("linear", "dynamic")
+        return (
+            int(self.max_position_embeddings * self.rope.factor)
+            if stretched
+            else self.max_position_embeddings
+        )
+
     def is_sparse(self, layer: int) -> bool:
         """True where layer `layer` has experts instead of a dense MLP."""
         return self.moe is not None and self.moe.sparse_layers[layer]
