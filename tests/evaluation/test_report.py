@@ -13,7 +13,7 @@ from trimtab.registry import KV_CACHES, TASKS
 PROVENANCE = {
     "date": "2025-06-01T12:00:00+00:00",
     "versions": {"trimtab": "0.1.0", "python": "3.11", "torch": "2", "numpy": "2"},
-    "hardware": {"cpu": "Some CPU", "cores": 2, "ram_gb": 8.0, "gpu": None, "os": "Linux", "threads": 2},
+    "hardware": {"cpu": "Some CPU", "cores": 2, "ram_gb": 8.0, "gpu": "none", "os": "Linux", "threads": 2},
     "command": ["trimtab", "compare", "<weird & argument>"],
     "commit": None,
     "seed": 0,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import jinja2
     from markupsafe import Markup
 
+    from trimtab.registry import Card
+
 ERRORS_SHOWN = ("share", "")  # units whose standard error stands beside the value
 
 
@@ -166,7 +168,7 @@ def _points(report: Report, x: Column, y: Column) -> list[Point]:
         at = [m.value for m in (mx, my) if m is not None and m.value is not None and math.isfinite(m.value)]
         if len(at) == 2:
             change = report.change(plan.label, y)
-            points.append(Point(plan.label, *at, change.stderr if change else None))
+            points.append(Point(plan.label, at[0], at[1], change.stderr if change else None))
     return points
 
 
@@ -224,12 +226,11 @@ def measured(report: Report) -> list[Measured]:
     return tables
 
 
-def _methods(report: Report) -> list[tuple[list[str], Any]]:
+def _methods(report: Report) -> list[tuple[list[PlanInfo], Card]]:
     """Each cache policy's card once, with the plans that use it."""
-    found: dict[str, tuple[list[str], Any]] = {}
+    found: dict[str, tuple[list[PlanInfo], Card]] = {}
     for plan in report.plans:
-        name = plan.settings["cache"]["name"]
-        found.setdefault(name, ([], plan.card))[0].append(plan.label)
+        found.setdefault(plan.settings["cache"]["name"], ([], plan.card))[0].append(plan)
     return list(found.values())
 
 
