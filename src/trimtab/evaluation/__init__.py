@@ -1,0 +1,1 @@
+"""Measuring what a plan costs and gives: tasks, the comparison of plans, and its report."""
