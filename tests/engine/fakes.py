@@ -9,6 +9,9 @@ from __future__ import annotations
 import functools
 import zlib
 from array import array
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +22,10 @@ from trimtab.engine.scheduler import Pick
 from trimtab.kvcache.base import StepRows
 from trimtab.models.config import ModelConfig
 from trimtab.models.shapes import random_model, shape
+from trimtab.models.tokenizer import Tokenizer
 from trimtab.models.transformer import Model
 
+SHIPPED = Path(trimtab.__file__).parent / "models" / "shipped" / "base"
 VOCAB = 50
 CONTEXT = 256
 BLOCK_BYTES = 16 * 2 * 16 * 4  # 16 tokens, K and V, one layer, one head of 16 floats
@@ -61,8 +66,9 @@ def continuation(prompt: list[int], count: int) -> list[int]:
 class FakeRunner:
     """Checks each step's picks, notes them, and answers with `next_token`."""
 
-    def __init__(self, engine: trimtab.Engine) -> None:
+    def __init__(self, engine: trimtab.Engine, say: Callable[[list[int]], int] = next_token) -> None:
         self.engine = engine
+        self.say = say
         self.steps: list[list[Pick]] = []
         self.fail_on: list[int] | None = None  # tokens after which the logits are NaN
 
@@ -84,9 +90,9 @@ class FakeRunner:
             bounds.append((len(texts), len(texts) + p.count))
             texts += [request.tokens[: request.computed + i + 1] for i in range(p.count)]
         self.steps.append(picks)
-        logits = torch.zeros(len(logit_rows), VOCAB)
+        logits = torch.zeros(len(logit_rows), self.engine.model.config.vocab_size)
         for i, row in enumerate(logit_rows):
-            logits[i, next_token(texts[row])] = 9.0
+            logits[i, self.say(texts[row])] = 9.0
             if texts[row] == self.fail_on:
                 logits[i] = float("nan")
         n = len(texts)
@@ -110,6 +116,34 @@ def fake_engine(blocks: int = 64, **options: Any) -> tuple[trimtab.Engine, FakeR
     runner = FakeRunner(engine)
     engine.runner = runner  # type: ignore[assignment]
     return engine, runner
+
+
+@functools.cache
+def talking_model() -> Model:
+    """A tiny model with the shipped tokenizer; what it says is up to the runner."""
+    model = random_model(replace(tiny_config(), vocab_size=4096, eos_token_ids=(2,)))
+    model.tokenizer = Tokenizer.from_folder(SHIPPED)
+    return model
+
+
+def scripted_engine(text: str, end: int | None = None, **options: Any) -> tuple[trimtab.Engine, list[int]]:
+    """An engine that answers every prompt of two tokens with `text` (then `end`, else for ever a full stop).
+
+    Returns it and the tokens of the text.
+    """
+    engine = trimtab.Engine(talking_model(), **(dict(kv_memory="1MiB", backend="torch") | options))
+    tokenizer = engine.model.tokenizer
+    assert tokenizer is not None
+    script = tokenizer.encode(text, add_special_tokens=False)
+    [dot] = tokenizer.encode(".", add_special_tokens=False)
+    after = [*script, *([] if end is None else [end])]
+
+    def say(tokens: list[int]) -> int:
+        at = len(tokens) - 2
+        return after[at] if at < len(after) else dot
+
+    engine.runner = FakeRunner(engine, say)  # type: ignore[assignment]
+    return engine, script
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
