@@ -52,7 +52,8 @@ class Runner:
         self._tokens = torch.empty(max_step_tokens, dtype=torch.int64)
         self._positions = torch.empty(max_step_tokens, dtype=torch.int64)
         self._spans = torch.empty(max_batch, 3, dtype=torch.int32)
-        self._np = self._tokens.numpy(), self._positions.numpy(), self._spans.numpy()
+        self._wanted = torch.empty(max_step_tokens, dtype=torch.int32)
+        self._np = self._tokens.numpy(), self._positions.numpy(), self._spans.numpy(), self._wanted.numpy()
         self._tables: tuple[Tensor, Tensor] | None = None  # cosines and sines of positions 0, 1, 2, ...
 
     def run(
@@ -64,7 +65,7 @@ class Runner:
     ) -> StepOutput:
         """Compute the picked tokens: logits of `logit_rows`, the hidden states of all rows if asked for, and
         the residual stream that enters each layer named in `residuals`."""
-        tokens, positions, spans = self._np
+        tokens, positions, spans, wanted = self._np
         n = 0
         bounds = []
         for i, pick in enumerate(picks):
@@ -88,13 +89,14 @@ class Runner:
             sin=sin,
             bounds=bounds,
         )
-        wanted = torch.tensor(logit_rows, dtype=torch.int32)
+        wanted[: len(logit_rows)] = logit_rows
+        asked = self._wanted[: len(logit_rows)]
         self.cache.begin(rows)
         out = StepOutput(rows, residuals=dict.fromkeys(residuals, _NONE))
         if self.native is None:
-            self._run_torch(self._tokens[:n], out, wanted, hidden)
+            self._run_torch(self._tokens[:n], out, asked, hidden)
         else:
-            self._run_native(self.native, self._tokens[:n], out, wanted, hidden)
+            self._run_native(self.native, self._tokens[:n], out, asked, hidden)
         return out
 
     def _run_native(

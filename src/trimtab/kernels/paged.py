@@ -21,7 +21,7 @@ class Paged(ctypes.Structure):
     """`PagedRows` as the C++ side reads it (attention.h: Paged)."""
 
     _fields_ = [
-        *[(name, c_void_p) for name in ("arena", "table", "start", "spans", "mask")],
+        *[(name, c_void_p) for name in ("arena", "table", "start", "spans", "mask", "depth")],
         *[
             (name, c_int64)
             for name in (
@@ -62,29 +62,32 @@ class PagedRows:
     start_offset: int = 0
     window: int = 0  # keys a row may look back on, itself included; 0 = all
     mask: Tensor | None = None  # uint8, visibility among new rows: each span's [n, n] square in turn
+    depth: Tensor | None = None  # int32 [N], with a mask: tokens of its own path that a new row ends
     causal_new: bool = True  # False: every new row sees all new rows (shared prefixes, scoring strips)
 
     def as_struct(self) -> Paged:
+        # By position: this runs several times a layer, and keywords would double its cost.
         return Paged(
-            arena=self.arena.data_ptr(),
-            table=self.table.data_ptr() + 4 * self.table_offset,
-            start=self.start.data_ptr() + 4 * self.start_offset,
-            spans=self.spans.data_ptr(),
-            mask=None if self.mask is None else self.mask.data_ptr(),
-            table_seq=self.table_seq,
-            table_head=self.table_head,
-            page_mul=self.page_mul,
-            page_add=self.page_add,
-            page_head=self.page_head,
-            start_seq=self.start_seq,
-            start_head=self.start_head,
-            n_spans=self.spans.shape[0],
-            window=self.window,
-            causal_new=int(self.causal_new),
-            H=self.num_heads,
-            G=self.num_kv_heads,
-            d=self.head_dim,
-            scale=self.scale,
+            self.arena.data_ptr(),
+            self.table.data_ptr() + 4 * self.table_offset,
+            self.start.data_ptr() + 4 * self.start_offset,
+            self.spans.data_ptr(),
+            None if self.mask is None else self.mask.data_ptr(),
+            None if self.depth is None else self.depth.data_ptr(),
+            self.table_seq,
+            self.table_head,
+            self.page_mul,
+            self.page_add,
+            self.page_head,
+            self.start_seq,
+            self.start_head,
+            self.spans.shape[0],
+            self.window,
+            self.causal_new,
+            self.num_heads,
+            self.num_kv_heads,
+            self.head_dim,
+            self.scale,
         )
 
     def pages(self, sequence: int, head: int, count: int) -> Tensor:

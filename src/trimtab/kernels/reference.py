@@ -120,7 +120,8 @@ def _scores(rows: PagedRows, same: _Alike, q: Tensor) -> tuple[Tensor, Tensor]:
     high = base + row + 1 if rows.causal_new else (base + n).expand(-1, -1, n)  # [B, G, n]
     seen = at < high[..., None]
     if rows.window:
-        seen &= at >= (high - rows.window)[..., None]
+        end = high if rows.depth is None else base + rows.depth[same.rows].to(device)[:, None]
+        seen &= at >= (end - rows.window)[..., None]
     if rows.mask is not None:
         seen &= _visible_new(rows, same, at, base)
     query = q[same.rows.to(device)].unflatten(2, (rows.num_kv_heads, -1)).float() * rows.scale

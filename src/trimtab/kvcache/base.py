@@ -6,7 +6,8 @@ object serves all requests of an engine. What happens in a step:
     reserve(sequence, n)      room for n new rows, or False (the scheduler then frees something)
     begin(rows)               once, when the step's rows are known
     attend(layer, q, k, v, rows)   for each layer: store k and v of the new rows, answer q
-    commit(kept)              n rows of each sequence become permanent, the rest are rolled back;
+    arrange(rows, span, order)     only after a tree of drafts: bring the accepted path to the front
+    commit(rows, kept)        kept[i] rows of span i become permanent, the rest are rolled back;
                               only now may a policy quantize, flush or evict
 
 Rows written by `attend` are *tentative* until committed: drafts may be rejected. q and k arrive before rotary
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from trimtab.kernels.paged import PagedRows
+from trimtab.kernels.paged import PAGE, PagedRows
 from trimtab.kernels.reference import TorchKernels
 
 if TYPE_CHECKING:
@@ -94,6 +95,14 @@ class StepRows:
     mask: Tensor | None = None  # uint8, each span's [n, n] visibility among its new rows; None = causal
     bounds: list[tuple[int, int]] = field(default_factory=list)  # (first row, one past the last) per span
 
+    @property
+    def depth(self) -> Tensor | None:
+        """In a tree of drafts: how many new tokens each row's path has, int32 [N]; None for chains."""
+        if self.mask is None:
+            return None
+        held = [s.length for s, (a, b) in zip(self.sequences, self.bounds, strict=True) for _ in range(b - a)]
+        return (self.positions + 1 - torch.tensor(held)).int()
+
 
 class KVCache(ABC):
     """A cache policy. `options` is its options dataclass; the module's header has the protocol."""
@@ -154,6 +163,11 @@ class KVCache(ABC):
         """If all layers may run in one native call over plain pages: where they lie. Else None."""
         return None
 
+    @abstractmethod
+    def arrange(self, rows: StepRows, span: int, order: Seq[int]) -> None:
+        """Before the commit: make new rows `order` (ascending, counted within the span) the span's first,
+        so that a path through a tree of drafts can be kept."""
+
     def commit(self, rows: StepRows, kept: Seq[int]) -> None:
         """Keep the first `kept[i]` new rows of span i; the rest never happened."""
         for sequence, count in zip(rows.sequences, kept, strict=True):
@@ -194,6 +208,20 @@ class KVCache(ABC):
         return (
             f"{type(self).__module__}:{self.options}:{s.dtype}:{s.num_layers}x{s.num_kv_heads}x{s.head_dim}"
         )
+
+
+def move_rows(keys: Tensor, values: Tensor, pages: Tensor, source: Tensor, target: Tensor) -> None:
+    """Copy rows `source` to places `target` (int64 [n]) of one sequence, in all layers and heads.
+
+    keys [blocks, units, d, 16] and values [blocks, units, 16, d] are an arena's blocks; pages int64: the
+    sequence's block for each 16 rows.
+    """
+    source, target, pages = (x.to(keys.device) for x in (source, target, pages))
+    taken, at = pages[source // PAGE], source % PAGE
+    k, v = keys[taken, :, :, at], values[taken, :, at]
+    put, at = pages[target // PAGE], target % PAGE
+    keys[put, :, :, at] = k
+    values[put, :, at] = v
 
 
 def merge_segments(outs: list[Tensor], lses: list[Tensor]) -> tuple[Tensor, Tensor]:

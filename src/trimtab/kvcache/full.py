@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trimtab.kernels.paged import PAGE, PagedRows
-from trimtab.kvcache.base import KVCache, KVShape, Sequence, StepRows
+from trimtab.kvcache.base import KVCache, KVShape, Sequence, StepRows, move_rows
 from trimtab.kvcache.paging.arena import Arena, PagePool
 from trimtab.kvcache.paging.prefix import SharedBlocks
 from trimtab.registry import KV_CACHES, Card, NoOptions
@@ -113,7 +113,7 @@ class Full(KVCache):
 
     def whole_step(self, rows: StepRows) -> PagedRows:
         call = self._rows
-        call.spans, call.mask = rows.spans, rows.mask
+        call.spans, call.mask, call.depth = rows.spans, rows.mask, rows.depth
         call.page_add, call.window = 0, 0
         return call
 
@@ -126,6 +126,16 @@ class Full(KVCache):
         kernels.rotate(k, rows.cos, rows.sin)
         kernels.write(call, k, v)
         return kernels.attend(call, q)[0]
+
+    def arrange(self, rows: StepRows, span: int, order: Seq[int]) -> None:
+        sequence, s = rows.sequences[span], self.shape
+        units = s.num_layers * s.num_kv_heads
+        blocks = self.pool.view(s.dtype).view(-1, units, 2, PAGE * s.head_dim)
+        keys = blocks[:, :, 0].unflatten(-1, (s.head_dim, PAGE))
+        values = blocks[:, :, 1].unflatten(-1, (PAGE, s.head_dim))
+        source = torch.tensor(order) + sequence.length
+        target = torch.arange(len(order)) + sequence.length
+        move_rows(keys, values, self.table[sequence.slot].long(), source, target)
 
     def commit(self, rows: StepRows, kept: Seq[int]) -> None:
         super().commit(rows, kept)

@@ -108,11 +108,19 @@ class H2O(KVCache):
         kernels = self.shape.kernels
         kernels.rotate(q, rows.cos, rows.sin)
         kernels.rotate(k, rows.cos, rows.sin)
-        call = self.rows.call(layer, rows.spans, mask=rows.mask)
+        call = self.rows.call(layer, rows.spans, mask=rows.mask, depth=rows.depth)
         kernels.write(call, k, v)
         out, lse = kernels.attend(call, q)
         self._seen.append((q, lse))
         return out
+
+    def arrange(self, rows: StepRows, span: int, order: Seq[int]) -> None:
+        self.rows.arrange(rows.sequences[span].slot, list(order))
+        first = rows.bounds[span][0]
+        source = torch.tensor(order, device=self.shape.device) + first
+        for q, lse in self._seen:  # the scores at the commit are those of the kept queries
+            q[first : first + len(order)] = q[source]
+            lse[first : first + len(order)] = lse[source]
 
     def commit(self, rows: StepRows, kept: Seq[int]) -> None:
         spans = rows.spans.clone()

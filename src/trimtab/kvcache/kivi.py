@@ -209,6 +209,16 @@ class Kivi(KVCache):
         kernels.write_packed(p, k, v)
         return kernels.attend_packed(p, q)
 
+    def arrange(self, rows: StepRows, span: int, order: Seq[int]) -> None:
+        sequence, s, p = rows.sequences[span], self.shape, self.packed
+        flat = p.rows.arena.view(-1, p.n_units, PAGE * s.head_dim)
+        keys, values = flat.unflatten(-1, (s.head_dim, PAGE)), flat.unflatten(-1, (PAGE, s.head_dim))
+        source = (torch.tensor(order) + sequence.length).to(s.device)
+        target = (torch.arange(len(order)) + sequence.length).to(s.device)
+        k_page, v_page = (t[sequence.slot].long().to(s.device) for t in (p.k_full, p.v_full))
+        keys[k_page[target // PAGE], :, :, target % PAGE] = keys[k_page[source // PAGE], :, :, source % PAGE]
+        values[v_page[target // PAGE], :, target % PAGE] = values[v_page[source // PAGE], :, source % PAGE]
+
     def commit(self, rows: StepRows, kept: Seq[int]) -> None:
         super().commit(rows, kept)
         p = self.packed

@@ -106,7 +106,7 @@ class SnapKV(KVCache):
             assert isinstance(sequence, SnapKVSequence)
             if sequence.queries is not None:
                 self._note_queries(sequence, layer, q[begin:end])
-        call = self.rows.call(layer, rows.spans, mask=rows.mask)
+        call = self.rows.call(layer, rows.spans, mask=rows.mask, depth=rows.depth)
         kernels.write(call, k, v)
         return kernels.attend(call, q)[0]
 
@@ -117,6 +117,9 @@ class SnapKV(KVCache):
             assert sequence.queries is not None
             at = sequence.length + skip - first
             sequence.queries[layer, at : at + len(q) - skip] = q[skip:]
+
+    def arrange(self, rows: StepRows, span: int, order: Seq[int]) -> None:
+        self.rows.arrange(rows.sequences[span].slot, list(order))
 
     def commit(self, rows: StepRows, kept: Seq[int]) -> None:
         super().commit(rows, kept)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from trimtab.errors import ConfigError
 from trimtab.kernels.paged import PAGE, PagedRows
-from trimtab.kvcache.base import KVCache, KVShape, Sequence, StepRows, merge_segments
+from trimtab.kvcache.base import KVCache, KVShape, Sequence, StepRows, merge_segments, move_rows
 from trimtab.kvcache.paging.arena import Arena, PagePool
 from trimtab.registry import KV_CACHES, Card
 
@@ -153,6 +153,8 @@ class Streaming(KVCache):
             if end > cut:
                 rest.append([sequence.slot, cut, end])
                 self._sink_seen[sequence.slot] = self.sinks - (end - cut)
+        # The mask's squares are those of whole spans; drafts in a text shorter than the sinks are chains.
+        assert rows.mask is None or not first, "a tree of drafts among the sinks"
         self._first = torch.tensor(first, dtype=torch.int32).view(-1, 3)
         self._rest = torch.tensor(rest, dtype=torch.int32).view(-1, 3)
         inside = rows.positions
@@ -184,11 +186,22 @@ class Streaming(KVCache):
             kernels.rotate(q, rows.cos, rows.sin)
             call = self._recent
             call.spans, call.page_add, call.window = self._rest, add, self.window
+            call.mask, call.depth = rows.mask, rows.depth
             kernels.write(call, k, v)
             segments.append(kernels.attend(call, q))
         if len(segments) == 1:
             return segments[0][0]
         return merge_segments([s[0] for s in segments], [s[1] for s in segments])[0].to(q.dtype)
+
+    def arrange(self, rows: StepRows, span: int, order: Seq[int]) -> None:
+        sequence, s = rows.sequences[span], self.shape
+        units = s.num_layers * s.num_kv_heads
+        blocks = self.pool.view(s.dtype).view(-1, units, 2, PAGE * s.head_dim)
+        keys = blocks[:, :, 0].unflatten(-1, (s.head_dim, PAGE))
+        values = blocks[:, :, 1].unflatten(-1, (PAGE, s.head_dim))
+        held = int(self._recent.start[sequence.slot])
+        source, target = torch.tensor(order) + held, torch.arange(len(order)) + held
+        move_rows(keys, values, self._recent.table[sequence.slot].long(), source, target)
 
     def commit(self, rows: StepRows, kept: Seq[int]) -> None:
         super().commit(rows, kept)

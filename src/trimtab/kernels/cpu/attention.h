@@ -20,6 +20,7 @@ struct Paged {           // mirrored field by field in kernels/native.py
   const int32_t* start;  // rows already held before this step, per (sequence, head) or per sequence
   const int32_t* spans;  // [n_spans, 3]: sequence, first row, one past the last row of this step
   const uint8_t* mask;   // optional visibility among new rows, spans' [n, n] squares one after another
+  const int32_t* depth;  // optional: how many tokens of its own path a new row ends, itself included (trees)
   i64 table_seq, table_head;            // strides of `table`
   i64 page_mul, page_add, page_head;    // page = table[...] * page_mul + page_add + head * page_head
   i64 start_seq, start_head;            // strides of `start`
@@ -153,10 +154,11 @@ template <class E> struct PagedSource {
   }
 };
 
-// The keys row `r` of a span may see: [lo, hi).
-static inline void visible(const Paged& c, int base, int i, int n_new, int& lo, int& hi) {
+// The keys that row `i` of a span, row `row` of the step, may see: [lo, hi).
+static inline void visible(const Paged& c, int base, int i, int row, int n_new, int& lo, int& hi) {
   hi = c.causal_new ? base + i + 1 : base + n_new;
-  lo = c.window && hi > c.window ? hi - c.window : 0;
+  int end = c.depth ? base + c.depth[row] : hi;  // in a tree, siblings do not push the window on
+  lo = c.window && end > c.window ? end - c.window : 0;
 }
 
 // One work item: query pairs [pair0, pair0 + R) of a span for KV head g; a pair is (row, head in the group).
@@ -182,7 +184,7 @@ static void attend_item(const Paged& c, const Source& source, Scratch& w, const 
     sp[r] = w.s.data() + (i64)r * SUPER;
     pp[r] = sp[r];
     memset(op[r], 0, d * sizeof(float));
-    visible(c, base, i, n_new, lo[r], hi[r]);
+    visible(c, base, i, s[1] + i, n_new, lo[r], hi[r]);
     if (lo[r] < first) first = lo[r];
     if (hi[r] > last) last = hi[r];
     m[r] = -INFINITY;
@@ -266,7 +268,7 @@ static void column_sums(const Paged& c, Scratch& w, const float* q, const float*
   const int group = c.H / c.G, d = c.d, n_new = s[2] - s[1], base = held(c, s[0], g);
   for (int i = row0; i < n_new; i++) {
     int lo, hi;
-    visible(c, base, i, n_new, lo, hi);
+    visible(c, base, i, s[1] + i, n_new, lo, hi);
     const uint8_t* square = c.mask ? c.mask + mask_at[span] + (i64)i * n_new : nullptr;
     for (int h = g * group; h < (g + 1) * group; h++) {
       const float* src = q + ((i64)(s[1] + i) * c.H + h) * d;

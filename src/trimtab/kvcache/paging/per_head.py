@@ -79,11 +79,16 @@ class PerHeadRows:
         return True
 
     def call(
-        self, layer: int, spans: Tensor, start: Tensor | None = None, mask: Tensor | None = None
+        self,
+        layer: int,
+        spans: Tensor,
+        start: Tensor | None = None,
+        mask: Tensor | None = None,
+        depth: Tensor | None = None,
     ) -> PagedRows:
         """Where layer `layer`'s rows lie; `start` (shaped like `length`) replaces the committed lengths."""
         call = self._call
-        call.spans, call.mask = spans, mask
+        call.spans, call.mask, call.depth = spans, mask, depth
         call.start = self.length if start is None else start
         call.table_offset = layer * self.shape.num_kv_heads * self.per_head
         call.start_offset = layer * self.shape.num_kv_heads
@@ -113,6 +118,12 @@ class PerHeadRows:
         page, at = self._locate(slot, index)
         keys[page, :, at] = k
         values[page, at] = v
+
+    def arrange(self, slot: int, order: list[int]) -> None:
+        """Make new rows `order`, counted from the committed ones, the first new ones."""
+        base = self.length[slot].long()[..., None]
+        k, v = self.gather(slot, base + torch.tensor(order))
+        self.scatter(slot, base + torch.arange(len(order)), k, v)
 
     def keep(self, slot: int, index: Tensor) -> int:
         """Keep only rows `index` int64 [L, G, n] of each head, in that order; returns the bytes copied."""
