@@ -95,7 +95,7 @@ def llama_cpp(
             path = Path(scratch) / "model.gguf"
             export(model, path)
             llama = LlamaCpp(path, model.dtype, threads, len(prompt) + tokens)
-            agreed = agreement(model, llama, prompt)
+            agreed = agreement(model, llama, prompt + llama.generate(prompt, min(tokens, 32))[0])
         except (Mismatch, OSError) as error:
             if llama is not None:
                 llama.close()

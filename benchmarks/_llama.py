@@ -101,7 +101,7 @@ class LlamaCpp:
         self.context = llama_cpp.llama_init_from_model(self.model, params)
         if not self.context:
             raise Mismatch(f"llama.cpp makes no context with a cache of {dtype}")
-        self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+        self.vocab: int = self.lib.llama_vocab_n_tokens(self.lib.llama_model_get_vocab(self.model))
 
     def close(self) -> None:
         self.lib.llama_free(self.context)

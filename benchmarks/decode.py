@@ -159,7 +159,7 @@ class Decode:
             }
             self.table.add(
                 title,
-                name,
+                f"trimtab ({engine.backend})" if name == "trimtab" else name,
                 f"{rate(taken):.1f}",
                 f"{seconds * 1e6:.0f}",
                 ratio_text(faster),
@@ -175,15 +175,13 @@ class Decode:
     def _profile(
         self, title: str, engine: Engine, prompt: list[int], tokens: int, step_bytes: float, ceiling: float
     ) -> None:
-        engine.reset_stats()
         with Profile(engine) as profile:
             run_ours(engine, [prompt], [tokens])
-        steps = engine.stats().steps
         floor = step_bytes / ceiling / 1e3
         self.profiles.append(
-            profile.table(f"{title}: our step; reading its bytes alone would take {floor:.1f} us", steps)
+            profile.table(f"{title}: our step; reading its bytes alone would take {floor:.1f} us")
         )
-        self.records[title]["profile_us"] = profile.record(steps)
+        self.records[title]["profile_us"] = profile.record()
 
     def gpu(self) -> None:
         """The rows of a random shape on a GPU, where there is one."""

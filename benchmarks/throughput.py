@@ -131,6 +131,7 @@ class Throughput:
             ceiling = None
         flops = total_flops(model.config, prompts, counts)
         self._note(title, samples, why, flops, ceiling)
+        self.records[title]["backend"] = next(iter(engines.values())).backend
         if self.options.profile:
             for name, engine in engines.items():
                 self._profile(f"{title}, {name}", engine, requests)
@@ -183,10 +184,8 @@ class Throughput:
             run_ours(engine, *requests)
         stats = engine.stats()
         rows = stats.tokens / stats.steps
-        self.profiles.append(
-            profile.table(f"{title}: our step; {stats.steps} steps of {rows:.1f} rows", stats.steps)
-        )
-        self.records[title.split(",")[0]].setdefault("profile_us", {})[title] = profile.record(stats.steps)
+        self.profiles.append(profile.table(f"{title}: our step; {stats.steps} steps of {rows:.1f} rows"))
+        self.records[title.split(",")[0]].setdefault("profile_us", {})[title] = profile.record()
 
     def gpu(self) -> None:
         """The rows of a random shape on a GPU, where there is one."""
