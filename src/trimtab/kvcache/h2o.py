@@ -172,7 +172,8 @@ class H2O(KVCache):
                 values.scatter_(2, victim, values[..., -1:].clone())
                 setattr(sequence, name, values[..., :-1])
             return
-        index = rank.topk(self.options.budget, dim=2).indices.sort(2).values
+        order = rank.argsort(dim=2, descending=True, stable=True)
+        index = order[..., : self.options.budget].sort(2).values
         self.bytes_moved += self.rows.keep(sequence.slot, index)
         sequence.score = sequence.score.gather(2, index)
         sequence.position = sequence.position.gather(2, index)

@@ -144,7 +144,9 @@ class SnapKV(KVCache):
         rest = votes[:, 0, :, : total - window].cpu()
         pool = F.avg_pool1d if self.options.pooling == "avg" else F.max_pool1d
         smooth = pool(rest, self.options.kernel, stride=1, padding=self.options.kernel // 2)
-        chosen = smooth.topk(self.options.budget - window, dim=2).indices.sort(2).values
+        # Smoothing makes equal neighbours; the sort is stable, so that the earlier place wins everywhere.
+        order = smooth.argsort(dim=2, descending=True, stable=True)
+        chosen = order[..., : self.options.budget - window].sort(2).values
         last = torch.arange(total - window, total).expand(*chosen.shape[:2], window)
         self.bytes_moved += self.rows.keep(slot, torch.cat([chosen, last], 2))
 
