@@ -18,7 +18,7 @@ static inline void tile(const float* x, int ldx, const W* w, i64 K, int m0, int 
     V a[NR], b[NR];
 #pragma GCC unroll 8
     for (int j = 0; j < NR; j++) {
-      if (MR == 1) __builtin_prefetch((const char*)(row[j] + k) + 1024);
+      if (MR == 1) __builtin_prefetch(row[j] + k + NR * K, 0, 2);
       load32(row[j] + k, a[j], b[j]);
     }
 #pragma GCC unroll 8

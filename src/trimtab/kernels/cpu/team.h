@@ -24,8 +24,8 @@ static inline void relax() {
 struct Team {
   int size = 1;  // threads there are
   int n = 1;     // threads at work in this run
-  int solo = 0, solo_next = 16;  // runs still to do alone; how many next time
-  double lost = 0;               // seconds the first thread waited for partners in this run
+  double alone_until = 0, alone_for = 2e-3;  // seconds: when to try again, and how long to wait next time
+  double lost = 0;                           // seconds the first thread waited for partners in this run
   std::vector<std::thread> threads;
   std::atomic<uint64_t> epoch{0};
   std::atomic<int> arrived{0};
@@ -69,15 +69,12 @@ struct Team {
   }
   // Runs f(thread index) on every thread and returns when all are done.
   void run(std::function<void(int)> f) {
-    n = solo > 0 ? 1 : size;
-    if (n == 1) {
-      solo -= solo > 0;
-      return f(0);
-    }
+    double begin = now();
+    n = begin < alone_until ? 1 : size;
+    if (n == 1) return f(0);
     job = std::move(f);
     running = n - 1;
     lost = 0;
-    double begin = now();
     {
       std::lock_guard<std::mutex> lock(m);
       epoch++;
@@ -85,11 +82,12 @@ struct Team {
     cv.notify_all();
     job(0);
     lost += spin([&] { return running.load(std::memory_order_acquire) == 0; });
-    if (lost > 3e-4 && lost > 0.4 * (now() - begin)) {
-      solo = solo_next;
-      solo_next = solo_next < 256 ? solo_next * 2 : 256;
-    } else if (solo_next > 16) {
-      solo_next--;
+    double end = now();
+    if (lost > 3e-4 && lost > 0.5 * (end - begin)) {
+      alone_until = end + alone_for;
+      alone_for = alone_for < 2e-2 ? alone_for * 2 : alone_for;
+    } else if (alone_for > 2e-3) {
+      alone_for *= 0.9;
     }
   }
   void barrier(int t) {
