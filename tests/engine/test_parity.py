@@ -101,6 +101,7 @@ def test_prefix_hits_and_preemption_keep_the_numbers(folders: dict[str, Path], n
         assert_greedy(out.token_ids, [x.logprob for x in out.logprobs or ()], truth)
 
 
+COUNT = 40
 PROMPTS = [
     "Once upon a time",
     "It was a dark night, and",
@@ -124,22 +125,34 @@ def shipped() -> tuple[trimtab.Model, Any]:
     return model, oracle(model.path)
 
 
+@pytest.fixture(scope="module")
+def their_texts(shipped: tuple[trimtab.Model, Any]) -> list[list[int]]:
+    model, reference = shipped
+    assert model.tokenizer is not None
+    return [their_text(reference, model.tokenizer.encode(text)) for text in PROMPTS]
+
+
+def their_text(reference: Any, prompt: list[int], **options: Any) -> list[int]:
+    """What `transformers.generate` writes after a prompt, greedily."""
+    ids = torch.tensor([prompt])
+    mask = torch.ones_like(ids)
+    out = reference.generate(ids, attention_mask=mask, max_new_tokens=COUNT, do_sample=False, **options)
+    return out[0, len(prompt) :].tolist()
+
+
 @pytest.mark.parametrize("backend", ["native", "torch"])
-def test_greedy_text_of_the_shipped_model(shipped: tuple[trimtab.Model, Any], backend: str) -> None:
+def test_greedy_text_of_the_shipped_model(
+    shipped: tuple[trimtab.Model, Any], their_texts: list[list[int]], backend: str
+) -> None:
     """Token for token what `transformers.generate` gives; where two tokens are as good, either may come."""
     model, reference = shipped
     if backend == "native":
         native_kernels()
-    count = 40
     engine = trimtab.Engine(model, backend=backend, threads=1, max_batch=8, kv_memory="64MiB")
-    params = trimtab.SamplingParams(max_tokens=count, temperature=0, logprobs=0)
+    params = trimtab.SamplingParams(max_tokens=COUNT, temperature=0, logprobs=0)
     equal = 0
-    for text, out in zip(PROMPTS, engine.generate(PROMPTS, params), strict=True):
+    for text, theirs, out in zip(PROMPTS, their_texts, engine.generate(PROMPTS, params), strict=True):
         prompt = out.prompt_token_ids
-        ids = torch.tensor([prompt])
-        theirs = reference.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False
-        )[0, len(prompt) :].tolist()
         truth = true_logits(reference, prompt + out.token_ids)[len(prompt) - 1 : -1]
         assert_greedy(out.token_ids, [x.logprob for x in out.logprobs or ()], truth)
         equal += out.token_ids == theirs
@@ -162,13 +175,10 @@ def test_greedy_text_over_many_prompts(shipped: tuple[trimtab.Model, Any]) -> No
         for n in torch.randint(1, 60, (100,), generator=g)
     ]
     engine = trimtab.Engine(model, threads=1, kv_memory="64MiB")
-    params = trimtab.SamplingParams(max_tokens=48, temperature=0, ignore_eos=True, logprobs=0)
+    params = trimtab.SamplingParams(max_tokens=COUNT, temperature=0, ignore_eos=True, logprobs=0)
     different = 0
     for prompt, out in zip(prompts, engine.generate(prompts, params), strict=True):
-        ids = torch.tensor([prompt])
-        theirs = reference.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=48, do_sample=False, eos_token_id=None
-        )[0, len(prompt) :].tolist()
+        theirs = their_text(reference, prompt, eos_token_id=None)
         if out.token_ids != theirs:
             different += 1
             truth = true_logits(reference, prompt + out.token_ids)[len(prompt) - 1 : -1]
