@@ -122,7 +122,7 @@ def round_trip(x: Tensor, bits: int) -> Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("group,d", [(16, 16), (32, 64), (64, 64), (16, 80), (32, 32), (64, 128)])
+@pytest.mark.parametrize("group,d", [(16, 16), (32, 64), (16, 80), (64, 128)])
 def test_both_pack_the_same_bits(dtype: torch.dtype, bits: int, group: int, d: int) -> None:
     store = make_store(dtype, bits, group, d)
     store.k[:, :, 0, 1] *= 100  # a channel of outliers
@@ -192,10 +192,10 @@ def test_packing_one_text_leaves_the_others(kernels_for: Callable[[torch.dtype],
     assert torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize(
-    "tokens,k_done,v_done,new", [(128, 96, 77, 3), (128, 128, 128, 0), (640, 608, 525, 9), (64, 0, 0, 20)]
+    "tokens,k_done,v_done,new", [(128, 96, 77, 3), (128, 128, 128, 0), (576, 544, 525, 9), (64, 0, 0, 20)]
 )
 def test_attention_over_packed_rows(
     kernels_for: Callable[[torch.dtype], Any],

@@ -295,7 +295,7 @@ def test_kivi_at_two_bits_holds_a_quarter_of_the_full_cache() -> None:
 
 def test_endless_streaming_holds_the_same_bytes_for_ever() -> None:
     engine = make_engine("streaming:sinks=4,window=60")
-    [request] = engine.submit(text(700), params(max_tokens=5000))
+    [request] = engine.submit(text(700), params(max_tokens=5000, logprobs=None, temperature=0))
     seen = set()
     tables = [t.shape for t in (engine.cache._recent.table, engine.cache._sink.table)]  # type: ignore[attr-defined]
     while engine.scheduler.has_work:
