@@ -79,7 +79,7 @@ class Outcomes:
             for i, (request, sampled) in enumerate(
                 zip(requests, self._sampler.sample(chosen, rows), strict=True)
             ):
-                self._append(request, sampled, chosen[i], now)
+                self._append(request, sampled, chosen, i, now)
             touched += requests
         return touched
 
@@ -98,7 +98,7 @@ class Outcomes:
         else:
             request.prompt_logprobs.append(TokenLogprob(known, logprob, top))
 
-    def _append(self, request: Request, sampled: Sampled, logits: Tensor, now: float) -> None:
+    def _append(self, request: Request, sampled: Sampled, logits: Tensor, row: int, now: float) -> None:
         """Take a sampled token into the request and see whether it ends there."""
         if sampled.error:
             self._scheduler.finish(request, "error", sampled.error)
@@ -115,7 +115,7 @@ class Outcomes:
             request.logprobs.append(TokenLogprob(token, sampled.logprob, sampled.top))
             request.cumulative_logprob += sampled.logprob
         elif params.num_samples > params.n:
-            request.cumulative_logprob += raw_logprobs(as_numpy(logits), token, 0)[0]
+            request.cumulative_logprob += raw_logprobs(as_numpy(logits[row]), token, 0)[0]
         ended = None
         if token in self._eos_ids and not params.ignore_eos:
             ended = "stop"

@@ -153,5 +153,7 @@ class Runner:
             size = max(1024, 1 << (highest + 1).bit_length())
             cos, sin = rotary.cos_sin(torch.arange(size))
             self._tables = cos.to(self.device), sin.to(self.device)
+        if positions.numel() == 1:
+            return self._tables[0][highest : highest + 1], self._tables[1][highest : highest + 1]
         at = positions.to(self.device)
         return self._tables[0][at], self._tables[1][at]

@@ -64,6 +64,7 @@ class Library:
         lib.tt_team_new.restype = lib.tt_model_new.restype = c_void_p
         lib.tt_read.restype = c_float
         pointers = {
+            "tt_rounds_inputs": [],
             "tt_team_new": [c_int32],
             "tt_team_free": [c_void_p],
             "tt_model_new": [c_void_p, c_void_p],
@@ -89,6 +90,11 @@ class Library:
         self.dtype = dtype
         self.threads = threads
         self.team = lib.tt_team_new(threads)
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether activations are rounded to bf16 where weights multiply them (AVX512-BF16 processors)."""
+        return bool(self.lib.tt_rounds_inputs())
 
     def __del__(self) -> None:
         if getattr(self, "team", None):
@@ -158,7 +164,7 @@ class Library:
         )
 
     def matmul(self, x: Tensor, w: Tensor) -> Tensor:
-        """x float32 [M, K] times w [N, K] transposed; each row's bits do not depend on the other rows."""
+        """x float32 [M, K] times w [N, K] transposed; a row's bits do not depend on the other rows."""
         y = torch.empty(x.shape[0], w.shape[0])
         self.lib.tt_matmul(
             self.team, x.data_ptr(), x.shape[0], w.data_ptr(), w.shape[0], w.shape[1], y.data_ptr()
@@ -214,6 +220,8 @@ class NativeModel:
         )
         self._keep += [layers, shape]
         self._step = _Step()
+        self._step_ref = ctypes.byref(self._step)
+        self._paged: tuple[PagedRows, Any] | None = None
         self._handle = library.lib.tt_model_new(ctypes.byref(shape), library.team)
 
     def _hold(self, tensor: Tensor) -> int:
@@ -250,7 +258,12 @@ class NativeModel:
         st.tokens, st.cos, st.sin = tokens.data_ptr(), cos.data_ptr(), sin.data_ptr()
         st.logit_rows, st.logits, st.hidden = logit_rows.data_ptr(), logits.data_ptr(), _ptr(hidden)
         st.n, st.n_logits = tokens.shape[0], logit_rows.shape[0]
-        self.library.lib.tt_step(self._handle, ctypes.byref(st), ctypes.byref(rows.as_struct()))
+        if self._paged is None or self._paged[0] is not rows:
+            self._paged = rows, rows.as_struct()
+        paged = self._paged[1]  # between the steps of one cache only these change
+        paged.spans, paged.n_spans = rows.spans.data_ptr(), rows.spans.shape[0]
+        paged.mask, paged.depth = _ptr(rows.mask), _ptr(rows.depth)
+        self.library.lib.tt_step(self._handle, self._step_ref, ctypes.byref(paged))
         return logits
 
     def embed(self, tokens: Tensor) -> Tensor:

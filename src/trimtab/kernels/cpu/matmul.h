@@ -7,9 +7,8 @@
 #include "simd.h"
 
 // MR rows of x (prepared layout, stride ldx) times NR rows of w.
-template <class W, int MR, int NR, class Store>
-static inline void tile(const float* x, int ldx, const W* w, i64 K, int m0, int n0, const Store& store) {
-  V acc[MR][NR] = {};
+template <class W, int MR, int NR>
+static inline void accumulate(const float* x, int ldx, const W* w, i64 K, int m0, int n0, V (&acc)[MR][NR]) {
   const int full = (int)(K / CHUNK) * CHUNK;
   const W* row[NR];
   for (int j = 0; j < NR; j++) row[j] = w + (i64)(n0 + j) * K;
@@ -44,6 +43,40 @@ static inline void tile(const float* x, int ldx, const W* w, i64 K, int m0, int 
       }
     }
   }
+}
+#if defined(__AVX512BF16__)
+template <int MR, int NR>
+static inline void accumulate(const bf16* x, int ldx, const bf16* w, i64 K, int m0, int n0, V (&acc)[MR][NR]) {
+  auto load = [](const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); };
+  auto add = [](V a, __m512bh p, __m512bh q) { return (V)_mm512_dpbf16_ps((__m512)a, p, q); };
+  const int full = (int)(K / CHUNK) * CHUNK;
+  const bf16 *row = w + (i64)n0 * K, *xr = x + (i64)m0 * ldx;
+  for (int k = 0; k < full; k += CHUNK) {
+    __m512bh a[NR];
+#pragma GCC unroll 8
+    for (int j = 0; j < NR; j++) {
+      if (MR == 1) __builtin_prefetch(row + j * K + k + NR * K, 0, 2);
+      a[j] = load(row + j * K + k);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; i++) {
+      __m512bh b = load(xr + (i64)i * ldx + k);
+#pragma GCC unroll 8
+      for (int j = 0; j < NR; j++) acc[i][j] = add(acc[i][j], b, a[j]);
+    }
+  }
+  if (full == K) return;
+  const __mmask32 rest = (1u << (K - full)) - 1;
+  for (int j = 0; j < NR; j++) {
+    __m512bh a = (__m512bh)_mm512_maskz_loadu_epi16(rest, row + j * K + full);
+    for (int i = 0; i < MR; i++) acc[i][j] = add(acc[i][j], load(xr + (i64)i * ldx + full), a);
+  }
+}
+#endif
+template <class W, int MR, int NR, class Store>
+static inline void tile(const typename Input<W>::T* x, int ldx, const W* w, i64 K, int m0, int n0, const Store& store) {
+  V acc[MR][NR] = {};
+  accumulate(x, ldx, w, K, m0, n0, acc);
   if constexpr (NR % 4 == 0) {
     for (int i = 0; i < MR; i++)
       for (int j = 0; j < NR; j += 4) {
@@ -59,13 +92,13 @@ static inline void tile(const float* x, int ldx, const W* w, i64 K, int m0, int 
 
 // At most five rows of x times rows [n0, n1) of w.
 template <class W, int MR, class Store>
-static inline void strip_of(const float* x, int ldx, const W* w, i64 K, int m, int n0, int n1, const Store& store) {
+static inline void strip_of(const typename Input<W>::T* x, int ldx, const W* w, i64 K, int m, int n0, int n1, const Store& store) {
   int j = n0;
   for (; j + 4 <= n1; j += 4) tile<W, MR, 4>(x, ldx, w, K, m, j, store);
   for (; j < n1; j++) tile<W, MR, 1>(x, ldx, w, K, m, j, store);
 }
 template <class W, class Store>
-static inline void rows_of_tile(const float* x, int ldx, const W* w, i64 K, int m0, int m1, int n0, int n1, const Store& store) {
+static inline void rows_of_tile(const typename Input<W>::T* x, int ldx, const W* w, i64 K, int m0, int m1, int n0, int n1, const Store& store) {
   switch (m1 - m0) {
     case 5: strip_of<W, 5>(x, ldx, w, K, m0, n0, n1, store); break;
     case 4: strip_of<W, 4>(x, ldx, w, K, m0, n0, n1, store); break;
@@ -77,20 +110,26 @@ static inline void rows_of_tile(const float* x, int ldx, const W* w, i64 K, int 
 
 // All M rows times w's rows [n.begin, n.end); `store(m, n, value)` receives each result once.
 template <class W, class Store>
-static void matmul(const float* x, int ldx, int M, const W* w, i64 K, Range n, const Store& store) {
+static void matmul(const typename Input<W>::T* x, int ldx, int M, const W* w, i64 K, Range n, const Store& store) {
   if (M == 1) {  // bandwidth-bound: eight weight rows stream at once
     int j = n.begin;
     for (; j + 8 <= n.end; j += 8) tile<W, 1, 8>(x, ldx, w, K, 0, j, store);
     for (; j < n.end; j++) tile<W, 1, 1>(x, ldx, w, K, 0, j, store);
     return;
   }
-  const int block = (int)(512 * 1024 / (4 * (i64)ldx)) / 5 * 5 > 5 ? (int)(512 * 1024 / (4 * (i64)ldx)) / 5 * 5 : 5;  // rows of x in L2
-  const int strip = (int)(16 * 1024 / (K * sizeof(W))) / 4 * 4 > 4 ? (int)(16 * 1024 / (K * sizeof(W))) / 4 * 4 : 4;  // rows of w in L1
+  // As many rows as fit in `bytes`, in whole units: of x what stays in L2, of w what stays in L1.
+  auto fit = [](i64 bytes, i64 row, int unit) {
+    int rows = (int)(bytes / row) / unit * unit;
+    return rows > unit ? rows : unit;
+  };
+  const int block = fit(512 * 1024, (i64)sizeof(*x) * ldx, 5), strip = fit(16 * 1024, K * (i64)sizeof(W), 4);
   for (int m0 = 0; m0 < M; m0 += block) {
     const int m1 = m0 + block < M ? m0 + block : M;
     for (int n0 = n.begin; n0 < n.end; n0 += strip) {
       const int n1 = n0 + strip < n.end ? n0 + strip : n.end;
-      for (int m = m0; m < m1; m += 5) rows_of_tile<W>(x, ldx, w, K, m, m + 5 < m1 ? m + 5 : m1, n0, n1, store);
+      const int tiles = (m1 - m0 + 4) / 5;  // of four or five rows each: a last tile of one would idle
+      for (int i = 0; i < tiles; i++)
+        rows_of_tile<W>(x, ldx, w, K, m0 + (m1 - m0) * i / tiles, m0 + (m1 - m0) * (i + 1) / tiles, n0, n1, store);
     }
   }
 }

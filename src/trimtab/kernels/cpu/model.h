@@ -29,7 +29,7 @@ struct Step {
   int32_t n, n_logits;
 };
 
-// Rows of activations in the layout matmul wants: stride padded to CHUNK, bf16 de-interleaved, tail zero.
+// Rows of activations in the layout matmul wants: stride padded to CHUNK, the tail zero.
 struct Rows {
   Floats data;
   int stride = 0;
@@ -37,7 +37,7 @@ struct Rows {
     stride = padded(k);
     if (data.size() < (size_t)n * stride) data.assign((size_t)n * stride, 0.0f);
   }
-  float* row(int i) { return data.data() + (i64)i * stride; }
+  template <class W> typename Input<W>::T* row(int i) { return (typename Input<W>::T*)data.data() + (i64)i * stride; }
 };
 
 static inline void rms_scale(const float* x, int n, float eps, const float* w, float* out) {
@@ -82,8 +82,8 @@ struct Model {
     if (tmp.size() < (size_t)s.D) tmp.resize(s.D);
     for (int i = r.begin; i < r.end; i++) {
       rms_scale(x + (i64)i * s.D, s.D, s.eps, w, tmp.data());
-      float* o = out.row(i);
-      for (int j = 0; j < s.D; j++) o[slot<W>(j)] = tmp[j];
+      auto o = out.row<W>(i);
+      for (int j = 0; j < s.D; j++) put<W>(o, j, tmp[j]);
     }
   }
   // out[m, n] = matmul + bias over this thread's part of one weight inside a concatenation at `offset`.
@@ -93,7 +93,7 @@ struct Model {
     b = b < 0 ? 0 : b;
     e = e > width ? width : e;
     if (b >= e) return;
-    matmul(a.row(0), a.stride, n, (const W*)w, K, Range{b, e},
+    matmul(a.row<W>(0), a.stride, n, (const W*)w, K, Range{b, e},
            [&](int m, int j, float y) { out[(i64)m * width + j] = bias ? y + bias[j] : y; });
   }
   template <class W> void qkv(int t, const Layer& l, int n, float* qo, float* ko, float* vo) {
@@ -129,19 +129,19 @@ struct Model {
     }
   }
   template <class W> void out_proj(int t, const Layer& l, int n, float* x) {
-    matmul(mid.row(0), mid.stride, n, (const W*)l.o, (i64)s.H * s.d, share(s.D, 8, t, team.n),
+    matmul(mid.row<W>(0), mid.stride, n, (const W*)l.o, (i64)s.H * s.d, share(s.D, 8, t, team.n),
            [&](int m, int j, float y) { x[(i64)m * s.D + j] += l.o_bias ? y + l.o_bias[j] : y; });
   }
   template <class W> void gate_up(int t, const Layer& l, int n) {
     Range r = share(s.I, 16, t, team.n);
     if (r.begin >= r.end) return;
     float *g = gate.data(), *u = g + (i64)n * s.I;
-    matmul(in.row(0), in.stride, n, (const W*)l.gate, s.D, r,
+    matmul(in.row<W>(0), in.stride, n, (const W*)l.gate, s.D, r,
            [&](int m, int j, float y) { g[(i64)m * s.I + j] = l.gate_bias ? y + l.gate_bias[j] : y; });
-    matmul(in.row(0), in.stride, n, (const W*)l.up, s.D, r,
+    matmul(in.row<W>(0), in.stride, n, (const W*)l.up, s.D, r,
            [&](int m, int j, float y) { u[(i64)m * s.I + j] = l.up_bias ? y + l.up_bias[j] : y; });
     for (int m = 0; m < n; m++) {
-      float* o = act.row(m);
+      auto o = act.row<W>(m);
       for (int j = r.begin; j < r.end; j += LANES) {
         int w = r.end - j < LANES ? r.end - j : LANES;
         V a = V{}, b = V{};
@@ -150,12 +150,12 @@ struct Model {
         V e = exp_neg(a < 0 ? a : -a);
         V sig = (a < 0 ? e : splat(1.0f)) / (e + 1.0f);
         V y = a * sig * b;
-        for (int i = 0; i < w; i++) o[slot<W>(j + i)] = y[i];
+        for (int i = 0; i < w; i++) put<W>(o, j + i, y[i]);
       }
     }
   }
   template <class W> void down(int t, const Layer& l, int n, float* x) {
-    matmul(act.row(0), act.stride, n, (const W*)l.down, s.I, share(s.D, 8, t, team.n),
+    matmul(act.row<W>(0), act.stride, n, (const W*)l.down, s.I, share(s.D, 8, t, team.n),
            [&](int m, int j, float y) { x[(i64)m * s.D + j] += l.down_bias ? y + l.down_bias[j] : y; });
   }
   template <class W> void mlp(int t, const Layer& l, int n, float* x) {
@@ -167,7 +167,7 @@ struct Model {
     team.barrier(t);
   }
   template <class W> void head(int t, const Rows&, int n, float* logits) {
-    matmul(in.row(0), in.stride, n, (const W*)s.head, s.D, share(s.vocab, 8, t, team.n),
+    matmul(in.row<W>(0), in.stride, n, (const W*)s.head, s.D, share(s.vocab, 8, t, team.n),
            [&](int m, int j, float y) { logits[(i64)m * s.vocab + j] = y; });
   }
 
@@ -206,8 +206,8 @@ struct Model {
         team.barrier(t);
         auto source = [&](int seq, int g) { return PagedSource<W>{c, seq, g}; };
         attend_all(team, c, source, scratch[t], q.data(), mask_at.data(), [&](int row, int h, const float* o, float) {
-          float* p = mid.row(row);
-          for (int j = 0; j < s.d; j++) p[slot<W>(h * s.d + j)] = o[j];
+          auto p = mid.row<W>(row);
+          for (int j = 0; j < s.d; j++) put<W>(p, h * s.d + j, o[j]);
         });
         team.barrier(t);
         out_proj<W>(t, l, n, x.data());
@@ -229,7 +229,7 @@ struct Model {
     if (tmp.size() < (size_t)s.D) tmp.resize(s.D);
     for (int i = r.begin; i < r.end; i++) {
       rms_scale(x + (i64)st.logit_rows[i] * s.D, s.D, s.eps, s.norm, tmp.data());
-      for (int j = 0; j < s.D; j++) in.row(i)[slot<W>(j)] = tmp[j];
+      for (int j = 0; j < s.D; j++) put<W>(in.row<W>(i), j, tmp[j]);
     }
     team.barrier(t);
     if (st.n_logits) head<W>(t, in, st.n_logits, st.logits);
@@ -251,7 +251,7 @@ struct Model {
       Range r = share(n, 1, t, team.n);
       int width = s.H * s.d;
       for (int i = r.begin; i < r.end; i++)
-        for (int j = 0; j < width; j++) mid.row(i)[slot<W>(j)] = attn[(i64)i * width + j];
+        for (int j = 0; j < width; j++) put<W>(mid.row<W>(i), j, attn[(i64)i * width + j]);
       team.barrier(t);
       out_proj<W>(t, l, n, x);
       team.barrier(t);

@@ -12,6 +12,8 @@
 #endif
 typedef TT_TYPE E;
 
+// Whether matmul inputs are rounded to the weights' type on the way in.
+API int tt_rounds_inputs() { return sizeof(Input<E>::T) < sizeof(float); }
 API void* tt_team_new(int threads) { return new Team(threads < 1 ? 1 : threads); }
 API void tt_team_free(void* t) { delete (Team*)t; }
 API void* tt_model_new(const Shape* s, void* team) { return new Model(*s, *(Team*)team); }
@@ -115,9 +117,9 @@ API void tt_matmul(void* team, const float* x, int M, const void* w, int N, int 
   Rows rows;
   rows.size(M, K);
   for (int i = 0; i < M; i++)
-    for (int j = 0; j < K; j++) rows.row(i)[slot<E>(j)] = x[(i64)i * K + j];
+    for (int j = 0; j < K; j++) put<E>(rows.row<E>(i), j, x[(i64)i * K + j]);
   tm.run([&](int t) {
-    matmul(rows.row(0), rows.stride, M, (const E*)w, K, share(N, 8, t, tm.n),
+    matmul(rows.row<E>(0), rows.stride, M, (const E*)w, K, share(N, 8, t, tm.n),
            [&](int m, int n, float v) { y[(i64)m * N + n] = v; });
   });
 }
