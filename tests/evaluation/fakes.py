@@ -23,6 +23,7 @@ CONFIG = SimpleNamespace(
     num_kv_heads=1,
     head_dim=8,
     max_position_embeddings=2048,
+    context_length=2048,
     vocab_size=4096,
 )
 

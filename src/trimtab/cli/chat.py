@@ -137,7 +137,7 @@ class Conversation:
 
     def _fitting_prompt(self) -> list[int]:
         """Token ids of the conversation, without its oldest turns where it outgrew the context."""
-        context = self.engine.model.config.max_position_embeddings
+        context = self.engine.model.config.context_length
         room = context - min(self.params.max_tokens or 1, context // 2)
         prompt, forgotten = self._encode(), 0
         while len(prompt) > room and len(self.turns) > 1 and not self.engine.cache.endless:

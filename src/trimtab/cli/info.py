@@ -65,10 +65,10 @@ def describe(config: Any, memory: int | None) -> dict[str, Any]:
         fits[dtype] = {
             "weight_bytes": weights,
             "kv_bytes_per_token": token,
-            "kv_bytes_full_context": token * config.max_position_embeddings,
+            "kv_bytes_full_context": token * config.context_length,
             "tokens_that_fit": None if left is None else max(0, left // token),
             "full_contexts_that_fit": (
-                None if left is None else max(0, left // (token * config.max_position_embeddings))
+                None if left is None else max(0, left // (token * config.context_length))
             ),
         }
     windows = sorted({window for window in config.sliding_windows if window is not None})
@@ -85,7 +85,7 @@ def describe(config: Any, memory: int | None) -> dict[str, Any]:
         "experts_per_token": None if config.moe is None else config.moe.experts_per_token,
         "sliding_windows": windows,
         "vocabulary": config.vocab_size,
-        "context": config.max_position_embeddings,
+        "context": config.context_length,
         "memory_bytes": memory,
         "by_dtype": fits,
     }

@@ -328,7 +328,7 @@ def describe_model(model: Model) -> dict[str, Any]:
         "layers": config.num_layers,
         "kv_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
-        "context": config.max_position_embeddings,
+        "context": config.context_length,
         "dtype": str(dtype).removeprefix("torch."),
         "kv_bytes_per_token": kv_bytes_per_token(config, dtype.itemsize),
     }

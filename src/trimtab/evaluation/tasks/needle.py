@@ -100,10 +100,10 @@ class Needle(Task):
     def run(self, engine: Engine, ctx: TaskContext) -> TaskResult:
         o, model = self.options, engine.model
         longest = max(o.lengths) + ANSWER_TOKENS
-        if longest > model.config.max_position_embeddings:
+        if longest > model.config.context_length:
             raise ConfigError(
                 f"task 'needle' wants prompts of {max(o.lengths)} tokens and {ANSWER_TOKENS} for the answer, "
-                f"but the model's context is {model.config.max_position_embeddings}; make 'lengths' smaller"
+                f"but the model's context is {model.config.context_length}; make 'lengths' smaller"
             )
         cases = make_cases(tokenizer_of(engine, "needle"), load_text(o.text, o.folder), o, ctx.seed)
         found: list[bool] = []

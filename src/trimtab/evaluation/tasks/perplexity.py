@@ -83,10 +83,10 @@ class Perplexity(Task):
     def run(self, engine: Engine, ctx: TaskContext) -> TaskResult:
         o, model = self.options, engine.model
         length = o.context + o.stride
-        if length > model.config.max_position_embeddings:
+        if length > model.config.context_length:
             raise ConfigError(
                 f"task 'perplexity' wants context={o.context} + stride={o.stride} = {length} tokens, but the "
-                f"model's context is {model.config.max_position_embeddings}; make context smaller"
+                f"model's context is {model.config.context_length}; make context smaller"
             )
         windows = cut_windows(tokenizer_of(engine, "perplexity"), load_text(o.text, o.folder), o)
         losses, tokens, held = [], [], []

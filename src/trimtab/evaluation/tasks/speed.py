@@ -104,7 +104,7 @@ class Speed(AlternatingTask):
         return self.options.rounds
 
     def warm_up(self, engine: Engine, ctx: TaskContext) -> None:
-        o, limit = self.options, engine.model.config.max_position_embeddings
+        o, limit = self.options, engine.model.config.context_length
         if o.prompt + o.tokens > limit:
             raise ConfigError(
                 f"task 'speed' wants prompt={o.prompt} + tokens={o.tokens} tokens, but the model's context "
