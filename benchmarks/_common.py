@@ -139,8 +139,8 @@ def ratio_text(value: Mapping[str, float] | None) -> str:
 class ReadProbe:
     """Bandwidth at which a device reads a buffer, asked now and then while contenders take turns.
 
-    `size` None: far more than any cache holds, so main memory's bandwidth. `best` is the ceiling: the
-    fastest of all asked, so a busy moment cannot make a share look good.
+    `size` None: far more than any cache holds, so main memory's bandwidth. `typical` is the ceiling: the
+    median of all asked, as for the contenders, each of them the best of three.
     """
 
     def __init__(self, threads: int, size: int | None = None, device: torch.device = CPU) -> None:
@@ -172,8 +172,8 @@ class ReadProbe:
         return (time.perf_counter() - start) / self._calls
 
     @property
-    def best(self) -> float:
-        return max(self.seen or [self.ask()])
+    def typical(self) -> float:
+        return statistics.median(self.seen or [self.ask()])
 
 
 @dataclass

@@ -125,7 +125,7 @@ class Decode:
             samples = alternate(contenders, rounds)
         self._note(title, engine, samples, absent, step_bytes, probe, agreed)
         if self.options.profile:
-            self._profile(title, engine, prompt, tokens, step_bytes, probe.best)
+            self._profile(title, engine, prompt, tokens, step_bytes, probe.typical)
 
     def _note(
         self,
@@ -140,8 +140,8 @@ class Decode:
         record: dict[str, Any] = {
             "backend": engine.backend,
             "bytes_per_token": step_bytes,
-            "ceiling_gb_s": probe.best,
-            "ceiling_tokens_s": probe.best * 1e9 / step_bytes,
+            "ceiling_gb_s": probe.typical,
+            "ceiling_tokens_s": probe.typical * 1e9 / step_bytes,
             "llama_agreement": agreed,
             "engines": {},
         }
@@ -154,7 +154,7 @@ class Decode:
                 "rounds": [s.rate for s in taken],
                 "token_us": seconds * 1e6,
                 "gb_s": speed,
-                "share_of_ceiling": speed / probe.best,
+                "share_of_ceiling": speed / probe.typical,
                 "trimtab_faster": faster,
             }
             self.table.add(
@@ -164,12 +164,12 @@ class Decode:
                 f"{seconds * 1e6:.0f}",
                 ratio_text(faster),
                 f"{speed:.1f}",
-                f"{probe.best:.1f}",
-                f"{speed / probe.best:.0%}",
+                f"{probe.typical:.1f}",
+                f"{speed / probe.typical:.0%}",
             )
         for name, why in absent.items():
             record["engines"][name] = None
-            self.table.add(title, name, why, "-", "-", "-", f"{probe.best:.1f}", "-")
+            self.table.add(title, name, why, "-", "-", "-", f"{probe.typical:.1f}", "-")
         self.records[title] = record
 
     def _profile(

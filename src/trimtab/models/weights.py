@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from trimtab.errors import CheckpointError
+from trimtab.models.memory import WeightMemory
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _SINGLE = "model.safetensors"
@@ -80,10 +81,17 @@ def read_tensors(
         ((k, s) for k, s in wanted.items() if k not in mapped),
         key=lambda item: (-item[1].nbytes, item[1].file, item[0]),
     )
+    memory = None
+    if device.type == "cpu":
+        memory = WeightMemory([torch.Size(s.shape).numel() * dtype.itemsize for _, s in copied])
     for group in _batches(copied):
         with _open(group[0][1].file) as handle:
             for key, stored in group:
-                tensors[key] = stored.take(_get(handle, stored)).to(device=device, dtype=dtype, copy=True)
+                part = stored.take(_get(handle, stored))
+                if memory is None:
+                    tensors[key] = part.to(device=device, dtype=dtype, copy=True)
+                else:
+                    tensors[key] = memory.hold(part, dtype)
     return tensors
 
 
