@@ -68,6 +68,8 @@ class H2OSequence(Sequence):
         avoid_when="A question at the end decides what matters (SnapKV sees it), or prompts barely fit.",
         paper="Zhang et al., H2O: Heavy-Hitter Oracle for Efficient Generative Inference of LLMs, 2023",
         arxiv="2306.14048",
+        measured="Shipped model, bf16, 2 cores of an AMD EPYC, texts of 640 tokens: "
+        "792 KiB held (full 1.9 MiB), perplexity +2.18, needle 50% (83%), 1.74 ms a token (0.20).",
     ),
 )
 class H2O(KVCache):
