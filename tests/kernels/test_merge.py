@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from trimtab.kvcache.base import merge_segments
+from kernels.libraries import native_kernels
+from trimtab.kernels.reference import TorchKernels, merge_segments
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,3 +60,17 @@ def test_rows_may_have_different_empty_segments() -> None:
     out, lse = merge_segments(outs, lses)
     assert out[:, 0, 0].tolist() == [1.0, 2.0, 0.0]
     assert lse[:, 0].tolist() == [0.0, 3.0, -torch.inf]
+
+
+def test_the_kernels_merge_as_the_reference_does() -> None:
+    """Three segments, of which some are empty in some places and all in one."""
+    outs = [torch.randn(5, 4, 32) for _ in range(3)]
+    lses = [torch.randn(5, 4) * 20 for _ in range(3)]
+    lses[1][2] = lses[0][3, 1] = lses[2][:, 0] = -torch.inf
+    for out, lse in zip(outs, lses, strict=True):
+        lse[4, 3] = -torch.inf
+        out[lse == -torch.inf] = 0
+    expected = TorchKernels().merge([(o.clone(), z.clone()) for o, z in zip(outs, lses, strict=True)])
+    got = native_kernels().merge([(o.clone(), z.clone()) for o, z in zip(outs, lses, strict=True)])
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+    assert not got[4, 3].any()

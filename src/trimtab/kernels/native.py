@@ -78,6 +78,7 @@ class Library:
             "tt_write": [c_void_p, c_void_p, c_void_p, c_int32],
             "tt_attend": [c_void_p] * 5,
             "tt_column_sums": [c_void_p] * 4 + [c_int32, c_void_p, c_int64, c_int64],
+            "tt_merge": [c_int32, c_int32, *[c_void_p] * 4],
             "tt_attend_packed": [c_void_p] * 5,
             "tt_write_packed": [c_void_p] * 4,
             "tt_pack": [c_void_p] * 2 + [c_int32] * 6,
@@ -121,6 +122,20 @@ class Library:
             self.team, ctypes.byref(rows.as_struct()), q.data_ptr(), out.data_ptr(), lse.data_ptr()
         )
         return out, lse
+
+    def merge(self, segments: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Attention [N, H, d] over the union of segments (out, logsumexp); the first one is overwritten."""
+        out, lse = segments[0]
+        for other, z in segments[1:]:
+            self.lib.tt_merge(
+                lse.numel(),
+                out.shape[-1],
+                out.data_ptr(),
+                lse.data_ptr(),
+                other.data_ptr(),
+                z.data_ptr(),
+            )
+        return out
 
     def column_sums(self, rows: PagedRows, q: Tensor, lse: Tensor, sums: Tensor, first_row: int = 0) -> None:
         """Add the attention each held key receives to `sums` float32 [spans, G, keys]."""

@@ -57,6 +57,12 @@ class TorchKernels:
             lse[new] = z.transpose(1, 2).flatten(2, 3)
         return out, lse
 
+    def merge(self, segments: list[tuple[Tensor, Tensor]]) -> Tensor:
+        if len(segments) == 1:
+            return segments[0][0]
+        outs, lses = zip(*segments, strict=True)
+        return merge_segments(list(outs), list(lses))[0].to(outs[0].dtype)
+
     def column_sums(self, rows: PagedRows, q: Tensor, lse: Tensor, sums: Tensor, first_row: int = 0) -> None:
         for same in _alike(rows):
             scores, _ = _scores(rows, same, q)
@@ -139,3 +145,17 @@ def _visible_new(rows: PagedRows, same: _Alike, at: Tensor, base: Tensor) -> Ten
     new = (at - base).clamp(0, n - 1)[:, :, None].expand(-1, -1, n, -1)  # [B, G, n, T]
     allowed = squares.to(at.device).expand(-1, base.shape[1], -1, -1).gather(3, new)
     return allowed | (at < base)[:, :, None]
+
+
+def merge_segments(outs: list[Tensor], lses: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Attention over the union of segments, from each one's out [N, H, d] and logsumexp [N, H] (float32).
+
+    A segment without visible keys has logsumexp -inf and counts nothing.
+    """
+    lse = torch.stack(lses)
+    top = lse.max(0).values
+    weight = torch.exp(lse - top.masked_fill(top == -torch.inf, 0))
+    total = weight.sum(0)
+    mixed = sum(w[..., None] * o.float() for w, o in zip(weight, outs, strict=True))
+    assert isinstance(mixed, Tensor)
+    return mixed / total.clamp_min(1e-38)[..., None], top + torch.log(total)

@@ -12,7 +12,7 @@ object serves all requests of an engine. What happens in a step:
 
 Rows written by `attend` are *tentative* until committed: drafts may be rejected. q and k arrive before rotary
 embedding; the policy rotates (usually with `rows.cos, rows.sin`, which are those of the logical positions).
-Attention over several places is a list of segments, each an `(out, logsumexp)`, joined by `merge_segments`.
+Attention over several places is a list of segments, each an `(out, logsumexp)`, joined by `kernels.merge`.
 
 Physical length (rows held, per layer and head) and logical length (tokens of the text) are different
 numbers: `sequence.length` is the logical one.
@@ -222,17 +222,3 @@ def move_rows(keys: Tensor, values: Tensor, pages: Tensor, source: Tensor, targe
     put, at = pages[target // PAGE], target % PAGE
     keys[put, :, :, at] = k
     values[put, :, at] = v
-
-
-def merge_segments(outs: list[Tensor], lses: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Attention over the union of segments, from each one's out [N, H, d] and logsumexp [N, H] (float32).
-
-    A segment without visible keys has logsumexp -inf and counts nothing.
-    """
-    lse = torch.stack(lses)
-    top = lse.max(0).values
-    weight = torch.exp(lse - top.masked_fill(top == -torch.inf, 0))
-    total = weight.sum(0)
-    mixed = sum(w[..., None] * o.float() for w, o in zip(weight, outs, strict=True))
-    assert isinstance(mixed, Tensor)
-    return mixed / total.clamp_min(1e-38)[..., None], top + torch.log(total)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from trimtab.errors import ConfigError
 from trimtab.kernels.paged import PAGE, PagedRows
-from trimtab.kvcache.base import KVCache, KVShape, Sequence, StepRows, merge_segments, move_rows
+from trimtab.kvcache.base import KVCache, KVShape, Sequence, StepRows, move_rows
 from trimtab.kvcache.paging.arena import Arena, PagePool
 from trimtab.registry import KV_CACHES, Card
 
@@ -191,9 +191,7 @@ class Streaming(KVCache):
             call.mask, call.depth = rows.mask, rows.depth
             kernels.write(call, k, v)
             segments.append(kernels.attend(call, q))
-        if len(segments) == 1:
-            return segments[0][0]
-        return merge_segments([s[0] for s in segments], [s[1] for s in segments])[0].to(q.dtype)
+        return kernels.merge(segments)
 
     def arrange(self, rows: StepRows, span: int, order: Seq[int]) -> None:
         sequence, s = rows.sequences[span], self.shape

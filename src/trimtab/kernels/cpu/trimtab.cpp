@@ -72,6 +72,19 @@ API void tt_attend(void* team, const Paged* c, const float* q, float* out, float
     });
   });
 }
+// Joins segment b into segment a: out [n, d], logsumexp [n]. An empty segment (-inf) counts nothing.
+API void tt_merge(int n, int d, float* out_a, float* lse_a, const float* out_b, const float* lse_b) {
+  for (int i = 0; i < n; i++) {
+    float top = lse_a[i] > lse_b[i] ? lse_a[i] : lse_b[i];
+    if (top == -INFINITY) continue;
+    float wa = expf(lse_a[i] - top), wb = expf(lse_b[i] - top), inv = 1.0f / (wa + wb);
+    for (int j = 0; j < d; j++) {
+      i64 at = (i64)i * d + j;
+      out_a[at] = (wa * out_a[at] + wb * out_b[at]) * inv;
+    }
+    lse_a[i] = top + logf(wa + wb);
+  }
+}
 API void tt_attend_packed(void* team, const Packed* p, const Paged* c, const float* q, float* out) {
   Team& tm = *(Team*)team;
   auto at = mask_offsets(*c);
