@@ -89,7 +89,6 @@ class Library:
             getattr(lib, name).argtypes = types
         self.lib: Any = lib
         self.dtype = dtype
-        self.threads = threads
         self.team = lib.tt_team_new(threads)
 
     @property

@@ -20,7 +20,6 @@ from trimtab.kernels.paged import PAGE, PagedRows
 class TorchKernels:
     """Same methods and meaning as `native.Library`; tensors may be on any device."""
 
-    threads = 0
     write_packed = staticmethod(reference_packed.write_packed)
     attend_packed = staticmethod(reference_packed.attend_packed)
     pack = staticmethod(reference_packed.pack)

@@ -210,15 +210,16 @@ class KVCache(ABC):
         )
 
 
-def move_rows(keys: Tensor, values: Tensor, pages: Tensor, source: Tensor, target: Tensor) -> None:
+def move_rows(arena: Tensor, shape: KVShape, pages: Tensor, source: Tensor, target: Tensor) -> None:
     """Copy rows `source` to places `target` (int64 [n]) of one sequence, in all layers and heads.
 
-    keys [blocks, units, d, 16] and values [blocks, units, 16, d] are an arena's blocks; pages int64: the
+    `arena` is flat, of blocks that hold a page of K and V for every layer and head; `pages` names the
     sequence's block for each 16 rows.
     """
-    source, target, pages = (x.to(keys.device) for x in (source, target, pages))
-    taken, at = pages[source // PAGE], source % PAGE
-    k, v = keys[taken, :, :, at], values[taken, :, at]
-    put, at = pages[target // PAGE], target % PAGE
-    keys[put, :, :, at] = k
-    values[put, :, at] = v
+    units, d = shape.num_layers * shape.num_kv_heads, shape.head_dim
+    blocks = arena.view(-1, units, 2, PAGE * d)
+    keys, values = blocks[:, :, 0].unflatten(-1, (d, PAGE)), blocks[:, :, 1].unflatten(-1, (PAGE, d))
+    source, target, pages = (x.to(arena.device) for x in (source, target, pages.long()))
+    taken, put = pages[source // PAGE], pages[target // PAGE]
+    keys[put, :, :, target % PAGE] = keys[taken, :, :, source % PAGE]
+    values[put, :, target % PAGE] = values[taken, :, source % PAGE]

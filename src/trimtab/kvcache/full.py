@@ -130,14 +130,10 @@ class Full(KVCache):
         return kernels.attend(call, q)[0]
 
     def arrange(self, rows: StepRows, span: int, order: Seq[int]) -> None:
-        sequence, s = rows.sequences[span], self.shape
-        units = s.num_layers * s.num_kv_heads
-        blocks = self.pool.view(s.dtype).view(-1, units, 2, PAGE * s.head_dim)
-        keys = blocks[:, :, 0].unflatten(-1, (s.head_dim, PAGE))
-        values = blocks[:, :, 1].unflatten(-1, (PAGE, s.head_dim))
+        sequence = rows.sequences[span]
         source = torch.tensor(order) + sequence.length
         target = torch.arange(len(order)) + sequence.length
-        move_rows(keys, values, self.table[sequence.slot].long(), source, target)
+        move_rows(self._rows.arena, self.shape, self.table[sequence.slot], source, target)
 
     def commit(self, rows: StepRows, kept: Seq[int]) -> None:
         super().commit(rows, kept)

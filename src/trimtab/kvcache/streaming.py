@@ -194,14 +194,10 @@ class Streaming(KVCache):
         return kernels.merge(segments)
 
     def arrange(self, rows: StepRows, span: int, order: Seq[int]) -> None:
-        sequence, s = rows.sequences[span], self.shape
-        units = s.num_layers * s.num_kv_heads
-        blocks = self.pool.view(s.dtype).view(-1, units, 2, PAGE * s.head_dim)
-        keys = blocks[:, :, 0].unflatten(-1, (s.head_dim, PAGE))
-        values = blocks[:, :, 1].unflatten(-1, (PAGE, s.head_dim))
-        held = int(self._recent.start[sequence.slot])
+        slot = rows.sequences[span].slot
+        held = int(self._recent.start[slot])
         source, target = torch.tensor(order) + held, torch.arange(len(order)) + held
-        move_rows(keys, values, self._recent.table[sequence.slot].long(), source, target)
+        move_rows(self._recent.arena, self.shape, self._recent.table[slot], source, target)
 
     def commit(self, rows: StepRows, kept: Seq[int]) -> None:
         super().commit(rows, kept)
