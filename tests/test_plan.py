@@ -13,8 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trimtab.errors import ConfigError, PlanError
+from trimtab.kvcache.full import FullOptions
+from trimtab.models.shapes import shape
 from trimtab.plan import MethodChoice, Plan
-from trimtab.registry import KV_CACHES, Card, Method, NoOptions
+from trimtab.registry import KV_CACHES, Card, Method
 from trimtab.sizes import format_bytes, parse_bytes
 
 CARD = Card(title="T", idea="i", exactness="e", cost="c", needs="n", avoid_when="a")
@@ -34,6 +36,8 @@ class SieveOptions:
 
 
 class Sieve:
+    stage = "store"
+
     @staticmethod
     def problems(options: SieveOptions, plan: Plan, config: object) -> list[str]:
         found = []
@@ -107,8 +111,8 @@ PLANS = st.builds(
 )
 
 
-@example(Plan(model="a b'c", cache=MethodChoice("full", NoOptions())))
-@example(Plan(cache=MethodChoice("full", NoOptions()), model="line\x85line"))
+@example(Plan(model="a b'c", cache=MethodChoice("full", FullOptions())))
+@example(Plan(cache=MethodChoice("full", FullOptions()), model="line\x85line"))
 @settings(deadline=None)  # times on a shared machine say nothing
 @given(PLANS)
 def test_every_plan_survives_every_form(plan):
@@ -238,3 +242,29 @@ def test_sizes_that_are_none(text):
 )
 def test_sizes_for_people(size, text):
     assert format_bytes(size) == text
+
+
+def test_methods_combine_in_the_order_in_which_they_work():
+    written = Plan(cache="snapkv:budget=64+sieve:bits=4,sizes=3+4")
+    assert [c.name for c in written.cache.all] == ["snapkv", "sieve"]
+    assert written.cache.then[0].options.sizes == (3, 4)
+    assert str(written.cache) == "snapkv:budget=64+sieve:bits=4,sizes=3+4"
+    assert Plan(cache="sieve:bits=4,sizes=3+4+snapkv:budget=64") == written
+    assert (
+        Plan(cache=["snapkv:budget=64", {"name": "sieve", "options": {"bits": 4, "sizes": [3, 4]}}])
+        == written
+    )
+    assert Plan.from_dict(yaml.safe_load(written.to_yaml())) == written
+
+
+def test_a_plus_inside_quotes_is_text():
+    plan = Plan(cache=MethodChoice("sieve", SieveOptions(note="a+snapkv")))
+    assert Plan.parse(str(plan)) == plan and not plan.cache.then
+
+
+def test_methods_that_exclude_each_other_are_refused_with_the_reason():
+    for cache, reason in {
+        "full+snapkv": "full cannot be combined with snapkv",
+        "snapkv+h2o": "both decide which rows stay",
+    }.items():
+        assert any(reason in p for p in Plan(cache=cache).problems(shape("125m"))), cache

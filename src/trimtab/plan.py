@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,31 +39,63 @@ BACKENDS = ("auto", "native", "torch")
 
 @dataclass(frozen=True, slots=True)
 class MethodChoice:
-    """One seam's choice: a method's registered name and its typed options."""
+    """One seam's choice: a method's registered name, its typed options, and what it is combined with."""
 
     name: str
     options: Any
+    then: tuple[MethodChoice, ...] = ()
 
     @classmethod
-    def parse(cls, value: str | Mapping[str, Any] | MethodChoice, registry: Registry) -> MethodChoice:
-        """From `"kivi:bits=2,group_size=32"`, `{"name": "kivi", "options": {...}}` or a ready choice."""
+    def parse(
+        cls, value: str | Mapping[str, Any] | Sequence[Any] | MethodChoice, registry: Registry
+    ) -> MethodChoice:
+        """From `"kivi:bits=2,group_size=32"`, `{"name": "kivi", "options": {...}}` or a ready choice.
+
+        Methods combine as `"snapkv:budget=25%+kivi:bits=4"` or as a list of the above.
+        """
         if isinstance(value, MethodChoice):
             return value
         if isinstance(value, str):
-            name, raw = split_method(value, registry.seam)
-        elif isinstance(value, Mapping):
+            parts: Sequence[Any] = _split_methods(value, registry)
+            if len(parts) == 1:
+                name, raw = split_method(value, registry.seam)
+                return cls(name, registry.build_options(name, raw))
+            return cls._combined(parts, registry)
+        if isinstance(value, Mapping):
+            if isinstance(value.get("with"), (list, tuple)):
+                alone = {key: item for key, item in value.items() if key != "with"}
+                return cls._combined([alone, *value["with"]], registry)
             unknown = [key for key in value if key not in ("name", "options")]
             if unknown or "name" not in value:
                 raise ConfigError(
                     f"{registry.seam} is {dict(value)!r}; write a string such as 'full' or a mapping with "
-                    "'name' and 'options'"
+                    "'name' and 'options' (and 'with' for a list of methods it is combined with)"
                 )
             name, raw = str(value["name"]), value.get("options") or {}
             if not isinstance(raw, Mapping):
                 raise ConfigError(f"the options of {registry.seam} {name!r} are {raw!r}; write a mapping")
-        else:
-            raise ConfigError(f"{registry.seam} is {value!r}; write a string such as 'full', or a mapping")
-        return cls(name, registry.build_options(name, raw))
+            return cls(name, registry.build_options(name, raw))
+        if isinstance(value, (list, tuple)) and value:
+            return cls._combined(value, registry)
+        raise ConfigError(f"{registry.seam} is {value!r}; write a string such as 'full', or a mapping")
+
+    @classmethod
+    def _combined(cls, parts: Sequence[Any], registry: Registry) -> MethodChoice:
+        """Several methods as one choice, the first in the order in which they work leading."""
+        choices = [one for part in parts for one in cls.parse(part, registry).all]
+        if len(choices) > 1:
+            if registry is not KV_CACHES:
+                names = " and ".join(repr(c.name) for c in choices)
+                raise ConfigError(f"{registry.seam} methods cannot be combined, and {names} are given")
+            from trimtab.kvcache.paging.combine import in_order
+
+            choices = in_order(choices)
+        return cls(choices[0].name, choices[0].options, tuple(choices[1:]))
+
+    @property
+    def all(self) -> list[MethodChoice]:
+        """Each of the combined methods by itself."""
+        return [MethodChoice(self.name, self.options), *self.then]
 
     def changed(self) -> dict[str, Any]:
         """The options that differ from their defaults, and those a method always wants shown.
@@ -84,11 +116,34 @@ class MethodChoice:
         """Plain values with every option spelled out."""
         values = {f.name: getattr(self.options, f.name) for f in dataclasses.fields(self.options)}
         options = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-        return {"name": self.name, "options": options}
+        plain: dict[str, Any] = {"name": self.name, "options": options}
+        if self.then:
+            plain["with"] = [choice.to_dict() for choice in self.then]
+        return plain
 
     def __str__(self) -> str:
-        options = ",".join(f"{key}={_quote(value_text(value), ',')}" for key, value in self.changed().items())
-        return f"{self.name}:{options}" if options else self.name
+        # A plus inside a text could look like the beginning of another method.
+        options = ",".join(
+            f"{key}={_quote(value_text(value), ',+' if isinstance(value, str) else ',')}"
+            for key, value in self.changed().items()
+        )
+        text = f"{self.name}:{options}" if options else self.name
+        return "+".join([text, *map(str, self.then)])
+
+
+def _split_methods(text: str, registry: Registry) -> list[str]:
+    """Parts of `"snapkv:budget=64+kivi"`: a plus before a method's name, outside quotes, begins a new one."""
+    names = "|".join(sorted(map(re.escape, registry.names()), key=len, reverse=True))
+    pieces, quote, start = [], "", 0
+    for i, character in enumerate(text):
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character == "+" and re.match(rf"\s*({names})\s*([:+]|$)", text[i + 1 :]):
+            pieces.append(text[start:i])
+            start = i + 1
+    return [*pieces, text[start:]]
 
 
 def split_method(text: str, seam: str) -> tuple[str, dict[str, str]]:
@@ -174,7 +229,7 @@ class Plan:
         *,
         dtype: str = "auto",
         device: str = "auto",
-        cache: str | Mapping[str, Any] | MethodChoice = "full",
+        cache: str | Mapping[str, Any] | Sequence[Any] | MethodChoice = "full",
         kv_memory: int | str | None = None,
         max_batch: int | str = 32,
         max_step_tokens: int | str = 512,
@@ -291,10 +346,14 @@ class Plan:
         found = []
         if self.backend == "native" and self.device.startswith("cuda"):
             found.append(f"backend=native is for CPUs, but device={self.device}; choose backend=torch")
-        method = KV_CACHES.get(self.cache.name)
-        ask = getattr(method.cls, "problems", None)
-        if ask is not None:
-            found += [f"cache {self.cache}: {reason}" for reason in ask(self.cache.options, self, config)]
+        if self.cache.then:
+            from trimtab.kvcache.paging import combine
+
+            found += combine.problems(self.cache.all)
+        for choice in self.cache.all:
+            ask = getattr(KV_CACHES.get(choice.name).cls, "problems", None)
+            if ask is not None:
+                found += [f"cache {choice}: {reason}" for reason in ask(choice.options, self, config)]
         return found
 
     def check(self, config: ModelConfig) -> None:

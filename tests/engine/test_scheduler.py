@@ -80,7 +80,7 @@ def test_a_request_preempted_after_it_was_picked_is_computed_once() -> None:
     """An old request that recomputes its tokens one by one takes the memory of a younger one that decodes,
     and was picked before it; with the room that gives, the younger one could start again at once."""
     engine, _ = fake_engine(blocks=4, max_step_tokens=17, prefix_caching=False)
-    engine.cache.chunks_generated = False  # type: ignore[misc]
+    engine.cache.chunks_generated = False
     [old] = engine.submit(prompt(31), greedy(29))
     for _ in range(15):
         engine.step()

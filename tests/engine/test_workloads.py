@@ -25,7 +25,7 @@ class Workload(RuleBasedStateMachine):
     def build(self, chunks_generated: bool, **options: Any) -> None:
         self.blocks = options["blocks"]
         self.engine, self.runner = fake_engine(**options)
-        self.engine.cache.chunks_generated = chunks_generated  # type: ignore[misc]
+        self.engine.cache.chunks_generated = chunks_generated
         self.live: list[tuple[list[Request], list[int], int]] = []
 
     @rule(

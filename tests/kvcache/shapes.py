@@ -34,5 +34,6 @@ def make_shape(**changes: Any) -> KVShape:
         device=torch.device("cpu"),
         rotary=_rotary(head_dim),
         kernels=TorchKernels(),
+        attachments=None,  # no policy with an attachment is made of a shape alone
     )
     return KVShape(**(values | changes))

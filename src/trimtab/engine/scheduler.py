@@ -72,12 +72,8 @@ class Scheduler:
         return picks
 
     def _wanted(self, request: Request) -> int:
-        count = request.target - request.computed
-        if not self.cache.chunks_generated:
-            # Such a policy changes its state at the prompt's end and after every generated token.
-            left = request.prompt_length - request.computed
-            count = min(count, left) if left > 0 else 1
-        return count
+        assert request.sequence is not None
+        return self.cache.most_rows(request.sequence, request.target - request.computed)
 
     def _reserve(self, request: Request, count: int) -> bool:
         assert request.sequence is not None

@@ -6,6 +6,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
+from trimtab.attachment import Attachments
 from trimtab.errors import PlanError
 from trimtab.kernels.build import build_in_background, is_built
 from trimtab.kernels.reference import TorchKernels
@@ -72,6 +73,8 @@ def build_cache(model: Model, plan: Plan, kernels: Library | TorchKernels) -> KV
         device=model.device,
         rotary=model.rotary,
         kernels=kernels,
+        attachments=Attachments(model),
+        chain=plan.cache.then,
     )
     return method.cls(shape, plan.cache.options, plan.kv_memory or default_memory(shape))
 

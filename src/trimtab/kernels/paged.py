@@ -21,20 +21,26 @@ class Paged(ctypes.Structure):
     """`PagedRows` as the C++ side reads it (attention.h: Paged)."""
 
     _fields_ = [
-        *[(name, c_void_p) for name in ("arena", "table", "start", "spans", "mask", "depth")],
+        *[
+            (name, c_void_p)
+            for name in ("arena", "table", "start", "spans", "mask", "depth", "head_window", "head_sinks")
+        ],
         *[
             (name, c_int64)
             for name in (
                 "table_seq",
                 "table_head",
+                "table_layer",
                 "page_mul",
                 "page_add",
                 "page_head",
+                "page_layer",
                 "start_seq",
                 "start_head",
+                "start_layer",
             )
         ],
-        *[(name, c_int32) for name in ("n_spans", "window", "causal_new", "H", "G", "d")],
+        *[(name, c_int32) for name in ("n_spans", "window", "causal_new", "share", "H", "G", "d")],
         ("scale", c_float),
     ]
 
@@ -54,16 +60,23 @@ class PagedRows:
     table_seq: int
     start_seq: int
     table_head: int = 0
+    table_layer: int = 0
     start_head: int = 0
+    start_layer: int = 0
     page_mul: int = 1
     page_add: int = 0
     page_head: int = 0
+    page_layer: int = 0
     table_offset: int = 0
     start_offset: int = 0
     window: int = 0  # keys a row may look back on, itself included; 0 = all
     mask: Tensor | None = None  # uint8, visibility among new rows: each span's [n, n] square in turn
     depth: Tensor | None = None  # int32 [N], with a mask: tokens of its own path that a new row ends
     causal_new: bool = True  # False: every new row sees all new rows (shared prefixes, scoring strips)
+    share: bool = False  # texts whose tables begin alike attend to that part together
+    head_window: Tensor | None = None  # int32, a head's own window from `head_offset` on; 0 = all
+    head_sinks: Tensor | None = None  # with it: first keys that a row sees besides
+    head_offset: int = 0
 
     def as_struct(self) -> Paged:
         # By position: this runs several times a layer, and keywords would double its cost.
@@ -74,16 +87,22 @@ class PagedRows:
             self.spans.data_ptr(),
             None if self.mask is None else self.mask.data_ptr(),
             None if self.depth is None else self.depth.data_ptr(),
+            None if self.head_window is None else self.head_window.data_ptr() + 4 * self.head_offset,
+            None if self.head_sinks is None else self.head_sinks.data_ptr() + 4 * self.head_offset,
             self.table_seq,
             self.table_head,
+            self.table_layer,
             self.page_mul,
             self.page_add,
             self.page_head,
+            self.page_layer,
             self.start_seq,
             self.start_head,
+            self.start_layer,
             self.spans.shape[0],
             self.window,
             self.causal_new,
+            self.share,
             self.num_heads,
             self.num_kv_heads,
             self.head_dim,

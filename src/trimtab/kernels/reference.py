@@ -124,14 +124,26 @@ def _scores(rows: PagedRows, same: _Alike, q: Tensor) -> tuple[Tensor, Tensor]:
     base, row = same.held.to(device)[..., None], torch.arange(n, device=device)
     high = base + row + 1 if rows.causal_new else (base + n).expand(-1, -1, n)  # [B, G, n]
     seen = at < high[..., None]
-    if rows.window:
+    window, sinks = _windows(rows)
+    if window is not None:
         end = high if rows.depth is None else base + rows.depth[same.rows].to(device)[:, None]
-        seen &= at >= (end - rows.window)[..., None]
+        limit = torch.where(window > 0, end - window, 0)
+        seen &= (at >= limit[..., None]) | (at < sinks[..., None])
     if rows.mask is not None:
         seen &= _visible_new(rows, same, at, base)
     query = q[same.rows.to(device)].unflatten(2, (rows.num_kv_heads, -1)).float() * rows.scale
     scores = torch.einsum("bngxd,bgdt->bgnxt", query, key)
     return scores.masked_fill(~seen[:, :, :, None], -torch.inf), value
+
+
+def _windows(rows: PagedRows) -> tuple[Tensor | None, Tensor]:
+    """Each KV head's window and sinks, [G, 1]; None where all heads see everything."""
+    if rows.head_window is None:
+        return torch.tensor([[rows.window]]) if rows.window else None, torch.tensor([[0]])
+    assert rows.head_sinks is not None
+    mine = slice(rows.head_offset, rows.head_offset + rows.num_kv_heads)
+    device = rows.arena.device
+    return rows.head_window[mine, None].to(device), rows.head_sinks[mine, None].to(device)
 
 
 def _visible_new(rows: PagedRows, same: _Alike, at: Tensor, base: Tensor) -> Tensor:

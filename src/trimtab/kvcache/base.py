@@ -23,7 +23,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -32,10 +32,11 @@ from trimtab.kernels.paged import PAGE, PagedRows
 from trimtab.kernels.reference import TorchKernels
 
 if TYPE_CHECKING:
+    from trimtab.attachment import Attachments
     from trimtab.kernels.native import Library
     from trimtab.models.config import ModelConfig
     from trimtab.models.rotary import Rotary
-    from trimtab.plan import Plan
+    from trimtab.plan import MethodChoice, Plan
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class KVShape:
     device: torch.device
     rotary: Rotary
     kernels: Library | TorchKernels
+    attachments: Attachments
+    chain: tuple[MethodChoice, ...] = ()  # what the policy is combined with, in order of their stages
 
     @property
     def scale(self) -> float:
@@ -108,8 +111,13 @@ class KVCache(ABC):
     """A cache policy. `options` is its options dataclass; the module's header has the protocol."""
 
     shares_prefix: ClassVar[bool] = False  # requests with a common beginning may share its rows
-    chunks_generated: ClassVar[bool] = True  # generated tokens may be recomputed several at a time
+    chunks_generated: bool = True  # generated tokens may be recomputed several at a time
     endless: ClassVar[bool] = False  # texts longer than the model's context are fine
+    # What a combination takes it for: `keep` chooses rows, `store` says in which form, `place` says where.
+    stage: ClassVar[Literal["alone", "keep", "store", "place"]] = "alone"
+    alone_because: ClassVar[str] = ""  # why it combines with nothing
+    single_rows: ClassVar[bool] = True  # in stage `store`: a packed row can be dropped alone, or why not:
+    not_single_because: ClassVar[str] = ""
 
     def __init__(self, shape: KVShape, options: Any, memory_bytes: int) -> None:
         self.shape = shape
@@ -121,6 +129,11 @@ class KVCache(ABC):
     def problems(options: Any, plan: Plan, config: ModelConfig) -> list[str]:
         """Every reason why this policy cannot run in `plan` on a model of `config`."""
         return []
+
+    @staticmethod
+    def drops_settled(options: Any) -> bool:
+        """Whether a policy that chooses rows does so again when they were settled (packed) already."""
+        return False
 
     # --- sequences and memory
 
@@ -142,6 +155,14 @@ class KVCache(ABC):
     @abstractmethod
     def reserve(self, sequence: Sequence, count: int) -> bool:
         """Make room for `count` rows beyond the committed ones; False, and nothing changed, without it."""
+
+    def most_rows(self, sequence: Sequence, count: int) -> int:
+        """How many of the next `count` rows may be computed in one step."""
+        if self.chunks_generated:
+            return count
+        # Such a policy changes its state at the prompt's end and after every generated token.
+        left = sequence.prompt_length - sequence.length
+        return min(count, left) if left > 0 else 1
 
     def adopt_prefix(self, sequence: Sequence, tokens: Seq[int]) -> int:
         """Take over shared rows for a beginning of `tokens` (never all of them); how many tokens that was."""

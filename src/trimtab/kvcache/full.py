@@ -1,14 +1,18 @@
 """Everything, in the model's own type: the plain cache, paged, with prefixes shared between requests.
 
 Exact. A block is 16 tokens of all layers and heads, so a text of T tokens holds ceil(T / 16) blocks; those
-of a common beginning are held once. This is the policy with the one-call native path.
+of a common beginning are held once, and on the C++ kernels read once for all texts that share them:
+
+Juravsky et al., Hydragen: High-Throughput LLM Inference with Shared Prefixes, 2024, arXiv 2402.05099.
+
+Who shares what is found step by step from the tables of pages, at any depth of a tree of common beginnings,
+in units of 512 tokens; results are those of attending alone, bit for bit (kernels/cpu/shared.h).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +21,14 @@ from trimtab.kernels.paged import PAGE, PagedRows
 from trimtab.kvcache.base import KVCache, KVShape, Sequence, StepRows, move_rows
 from trimtab.kvcache.paging.arena import Arena, PagePool
 from trimtab.kvcache.paging.prefix import SharedBlocks
-from trimtab.registry import KV_CACHES, Card, NoOptions
+from trimtab.registry import KV_CACHES, Card
+
+
+@dataclass(frozen=True, slots=True)
+class FullOptions:
+    hydragen: bool = field(
+        default=True, metadata={"help": "texts that share a beginning attend to it together (Hydragen)"}
+    )
 
 
 @dataclass(eq=False)
@@ -27,7 +38,7 @@ class FullSequence(Sequence):
 
 
 @KV_CACHES.add(
-    options=NoOptions,
+    options=FullOptions,
     card=Card(
         title="Full cache",
         idea="Keep every key and value of every layer and head, in pages; common beginnings are shared.",
@@ -43,8 +54,9 @@ class FullSequence(Sequence):
 )
 class Full(KVCache):
     shares_prefix = True
+    alone_because = "it keeps every row as it is, shared between requests; any other method replaces it"
 
-    def __init__(self, shape: KVShape, options: Any, memory_bytes: int) -> None:
+    def __init__(self, shape: KVShape, options: FullOptions, memory_bytes: int) -> None:
         super().__init__(shape, options, memory_bytes)
         block_bytes = PAGE * shape.token_bytes
         self.arena = Arena(memory_bytes, [block_bytes], shape.device)
@@ -67,6 +79,8 @@ class Full(KVCache):
             start_seq=1,
             page_mul=shape.num_layers * shape.num_kv_heads,
             page_head=1,
+            page_layer=shape.num_kv_heads,
+            share=options.hydragen,
         )
 
     def new_sequence(self, slot: int, prompt_length: int) -> FullSequence:

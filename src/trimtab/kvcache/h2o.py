@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import ConfigError
-from trimtab.kvcache.base import KVCache, KVShape, Sequence, StepRows
-from trimtab.kvcache.paging.per_head import PerHeadRows
+from trimtab.kvcache.base import KVShape, Sequence, StepRows
+from trimtab.kvcache.paging.row_policy import RowPolicy
 from trimtab.registry import KV_CACHES, Card
 
 if TYPE_CHECKING:
@@ -72,8 +72,9 @@ class H2OSequence(Sequence):
         "792 KiB held (full 1.9 MiB), perplexity +2.18, needle 50% (83%), 1.90 ms a token (0.25).",
     ),
 )
-class H2O(KVCache):
+class H2O(RowPolicy):
     chunks_generated = False
+    notes_bytes = _NOTES
 
     @staticmethod
     def problems(options: H2OOptions, plan: Plan, config: ModelConfig) -> list[str]:
@@ -81,24 +82,19 @@ class H2O(KVCache):
             return ["the model's own sliding-window layers already forget; use cache=full"]
         return []
 
+    @staticmethod
+    def drops_settled(options: H2OOptions) -> bool:
+        return True
+
     def __init__(self, shape: KVShape, options: H2OOptions, memory_bytes: int) -> None:
         super().__init__(shape, options, memory_bytes)
-        self.rows = PerHeadRows(shape, memory_bytes, notes_bytes=_NOTES)
         self._seen: list[tuple[Tensor, Tensor]] = []  # this step's (rotated q, logsumexp) by layer
-        self._open: dict[int, H2OSequence] = {}
 
-    def new_sequence(self, slot: int, prompt_length: int) -> H2OSequence:
-        self.rows.open(slot)
+    def make_sequence(self, slot: int, prompt_length: int) -> H2OSequence:
         shape = (self.shape.num_layers, self.shape.num_kv_heads, 0)
-        sequence = H2OSequence(
+        return H2OSequence(
             slot, prompt_length, score=torch.zeros(shape), position=torch.zeros(shape, dtype=torch.int32)
         )
-        self._open[slot] = sequence
-        return sequence
-
-    def release(self, sequence: Sequence) -> None:
-        self.rows.close(sequence.slot)
-        del self._open[sequence.slot]
 
     def reserve(self, sequence: Sequence, count: int) -> bool:
         return self.rows.reserve(sequence.slot, count)
@@ -106,15 +102,11 @@ class H2O(KVCache):
     def begin(self, rows: StepRows) -> None:
         self._seen = []
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rows: StepRows) -> Tensor:
-        kernels = self.shape.kernels
-        kernels.rotate(q, rows.cos, rows.sin)
-        kernels.rotate(k, rows.cos, rows.sin)
-        call = self.rows.call(layer, rows.spans, mask=rows.mask, depth=rows.depth)
-        kernels.write(call, k, v)
-        out, lse = kernels.attend(call, q)
+    def notes(self, rows: StepRows) -> bool:
+        return True
+
+    def note(self, layer: int, q: Tensor, lse: Tensor, rows: StepRows) -> None:
         self._seen.append((q, lse))
-        return out
 
     def arrange(self, rows: StepRows, span: int, order: Seq[int]) -> None:
         self.rows.arrange(rows.sequences[span].slot, list(order))
@@ -128,12 +120,14 @@ class H2O(KVCache):
         spans = rows.spans.clone()
         spans[:, 2] = spans[:, 1] + torch.tensor(kept, dtype=torch.int32)
         scores = self._received(rows, spans)
+        self._scores = {sequence.slot: scores[:, i] for i, sequence in enumerate(rows.sequences)}
         super().commit(rows, kept)
-        for i, (sequence, count) in enumerate(zip(rows.sequences, kept, strict=True)):
-            assert isinstance(sequence, H2OSequence)
-            self._append(sequence, scores[:, i], count)
-            if sequence.length >= sequence.prompt_length:
-                self._evict(sequence)
+
+    def choose(self, sequence: Sequence, count: int) -> None:
+        assert isinstance(sequence, H2OSequence)
+        self._append(sequence, self._scores[sequence.slot], count)
+        if sequence.length >= sequence.prompt_length:
+            self._evict(sequence)
 
     def _received(self, rows: StepRows, spans: Tensor) -> Tensor:
         """Scores of every row, the kept new queries' attention added: float32 [L, spans, G, rows].
@@ -150,7 +144,7 @@ class H2O(KVCache):
             sums[:, i, :, : sequence.score.shape[2]] = sequence.score
         sums = sums.to(s.device)
         for layer, (q, lse) in enumerate(self._seen):
-            s.kernels.column_sums(self.rows.call(layer, spans), q, lse, sums[layer])
+            self.rows.column_sums(layer, q, spans, sums[layer], lse)
         return sums.cpu()
 
     def _append(self, sequence: H2OSequence, score: Tensor, count: int) -> None:
@@ -158,7 +152,6 @@ class H2O(KVCache):
         new = torch.arange(sequence.length - count, sequence.length, dtype=torch.int32)
         sequence.score = score[..., :total].clone()
         sequence.position = torch.cat([sequence.position, new.expand(*score.shape[:2], count)], 2)
-        self.rows.length[sequence.slot] = total
 
     def _evict(self, sequence: H2OSequence) -> None:
         excess = sequence.score.shape[2] - self.options.budget
@@ -180,25 +173,10 @@ class H2O(KVCache):
         sequence.score = sequence.score.gather(2, index)
         sequence.position = sequence.position.gather(2, index)
 
-    @property
-    def bytes_capacity(self) -> int:
-        return self.rows.arena.total
-
-    @property
-    def bytes_held(self) -> int:
-        return self.rows.pool.bytes_used + sum(self._bookkeeping(s) for s in self._open.values())
-
-    @staticmethod
-    def _bookkeeping(sequence: H2OSequence) -> int:
-        return sequence.score.numel() * _NOTES
-
-    def held_by(self, sequence: Sequence) -> int:
+    def beside(self, sequence: Sequence) -> int:
         assert isinstance(sequence, H2OSequence)
-        return self.rows.held(sequence.slot) + self._bookkeeping(sequence)
+        return sequence.score.numel() * _NOTES
 
     def read_per_step(self, sequence: Sequence) -> int:
         # Keys are read twice: for the output and for the scores.
         return self.rows.read(sequence.slot) * 3 // 2
-
-    def check(self) -> None:
-        self.rows.check()

@@ -12,7 +12,6 @@ a query head, and the strip of probabilities is computed apart so that prefill s
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -21,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.errors import ConfigError
-from trimtab.kvcache.base import KVCache, KVShape, Sequence, StepRows
-from trimtab.kvcache.paging.per_head import PerHeadRows
+from trimtab.kvcache.base import Sequence, StepRows
+from trimtab.kvcache.paging.row_policy import RowPolicy
 from trimtab.registry import KV_CACHES, Card
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ class SnapKVSequence(Sequence):
         "1.1 MiB held (full 1.9 MiB), perplexity +0.77, needle 65% (83%), 0.62 ms a token (0.25).",
     ),
 )
-class SnapKV(KVCache):
+class SnapKV(RowPolicy):
     chunks_generated = False
 
     @staticmethod
@@ -79,58 +78,32 @@ class SnapKV(KVCache):
             return ["the model's own sliding-window layers already forget; use cache=full"]
         return []
 
-    def __init__(self, shape: KVShape, options: SnapKVOptions, memory_bytes: int) -> None:
-        super().__init__(shape, options, memory_bytes)
-        self.rows = PerHeadRows(shape, memory_bytes)
-        self._open: dict[int, SnapKVSequence] = {}
-
-    def new_sequence(self, slot: int, prompt_length: int) -> SnapKVSequence:
-        self.rows.open(slot)
+    def make_sequence(self, slot: int, prompt_length: int) -> SnapKVSequence:
         s = self.shape
         queries = None
         if prompt_length > self.options.budget:
             queries = torch.empty(s.num_layers, self.options.window, s.num_heads, s.head_dim, device=s.device)
-        self._open[slot] = SnapKVSequence(slot, prompt_length, queries=queries)
-        return self._open[slot]
+        return SnapKVSequence(slot, prompt_length, queries=queries)
 
-    def release(self, sequence: Sequence) -> None:
-        self.rows.close(sequence.slot)
-        del self._open[sequence.slot]
+    def notes(self, rows: StepRows) -> bool:
+        return any(s.queries is not None for s in rows.sequences if isinstance(s, SnapKVSequence))
 
-    def reserve(self, sequence: Sequence, count: int) -> bool:
-        return self.rows.reserve(sequence.slot, count, beside=self._noted)
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rows: StepRows) -> Tensor:
-        kernels = self.shape.kernels
-        kernels.rotate(q, rows.cos, rows.sin)
-        kernels.rotate(k, rows.cos, rows.sin)
+    def note(self, layer: int, q: Tensor, lse: Tensor, rows: StepRows) -> None:
         for sequence, (begin, end) in zip(rows.sequences, rows.bounds, strict=True):
             assert isinstance(sequence, SnapKVSequence)
-            if sequence.queries is not None:
-                self._note_queries(sequence, layer, q[begin:end])
-        call = self.rows.call(layer, rows.spans, mask=rows.mask, depth=rows.depth)
-        kernels.write(call, k, v)
-        return kernels.attend(call, q)[0]
+            if sequence.queries is None:
+                continue
+            first = sequence.prompt_length - self.options.window
+            skip = max(0, first - sequence.length)
+            if skip < end - begin:
+                at = sequence.length + skip - first
+                sequence.queries[layer, at : at + end - begin - skip] = q[begin + skip : end]
 
-    def _note_queries(self, sequence: SnapKVSequence, layer: int, q: Tensor) -> None:
-        first = sequence.prompt_length - self.options.window
-        skip = max(0, first - sequence.length)
-        if skip < len(q):
-            assert sequence.queries is not None
-            at = sequence.length + skip - first
-            sequence.queries[layer, at : at + len(q) - skip] = q[skip:]
-
-    def arrange(self, rows: StepRows, span: int, order: Seq[int]) -> None:
-        self.rows.arrange(rows.sequences[span].slot, list(order))
-
-    def commit(self, rows: StepRows, kept: Seq[int]) -> None:
-        super().commit(rows, kept)
-        for sequence, count in zip(rows.sequences, kept, strict=True):
-            assert isinstance(sequence, SnapKVSequence)
-            self.rows.length[sequence.slot] += count
-            if sequence.queries is not None and sequence.length >= sequence.prompt_length:
-                self._compress(sequence, sequence.queries)
-                sequence.queries = None
+    def choose(self, sequence: Sequence, count: int) -> None:
+        assert isinstance(sequence, SnapKVSequence)
+        if sequence.queries is not None and sequence.length >= sequence.prompt_length:
+            self._compress(sequence, sequence.queries)
+            sequence.queries = None
 
     def _compress(self, sequence: SnapKVSequence, queries: Tensor) -> None:
         window, total, slot = self.options.window, sequence.prompt_length, sequence.slot
@@ -140,9 +113,7 @@ class SnapKV(KVCache):
         start[slot] -= window
         votes = torch.zeros(s.num_layers, 1, s.num_kv_heads, total, device=s.device)
         for layer in range(s.num_layers):
-            call = self.rows.call(layer, span, start)
-            lse = s.kernels.attend(call, queries[layer])[1]
-            s.kernels.column_sums(call, queries[layer], lse, votes[layer])
+            self.rows.column_sums(layer, queries[layer], span, votes[layer], start=start)
         rest = votes[:, 0, :, : total - window].cpu()
         pool = F.avg_pool1d if self.options.pooling == "avg" else F.max_pool1d
         smooth = pool(rest, self.options.kernel, stride=1, padding=self.options.kernel // 2)
@@ -152,29 +123,7 @@ class SnapKV(KVCache):
         last = torch.arange(total - window, total).expand(*chosen.shape[:2], window)
         self.bytes_moved += self.rows.keep(slot, torch.cat([chosen, last], 2))
 
-    @property
-    def bytes_capacity(self) -> int:
-        return self.rows.arena.total
-
-    @property
-    def bytes_held(self) -> int:
-        return self.rows.pool.bytes_used + self._noted
-
-    @property
-    def _noted(self) -> int:
-        """Bytes of queries kept for prompts that are not complete."""
-        return sum(self._bookkeeping(s) for s in self._open.values())
-
-    @staticmethod
-    def _bookkeeping(sequence: SnapKVSequence) -> int:
-        return 0 if sequence.queries is None else sequence.queries.nbytes
-
-    def held_by(self, sequence: Sequence) -> int:
+    def beside(self, sequence: Sequence) -> int:
+        """Queries kept for a prompt that is not complete."""
         assert isinstance(sequence, SnapKVSequence)
-        return self.rows.held(sequence.slot) + self._bookkeeping(sequence)
-
-    def read_per_step(self, sequence: Sequence) -> int:
-        return self.rows.read(sequence.slot)
-
-    def check(self) -> None:
-        self.rows.check()
+        return 0 if sequence.queries is None else sequence.queries.nbytes

@@ -74,6 +74,7 @@ class StreamingSequence(Sequence):
 )
 class Streaming(KVCache):
     endless = True
+    alone_because = "it holds a few rows in full, at positions inside the cache; make its window smaller"
 
     @staticmethod
     def problems(options: StreamingOptions, plan: Plan, config: ModelConfig) -> list[str]:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +35,31 @@ def save(
     larger tensor gets a file of its own). An existing folder is replaced only with `overwrite`. Raises
     OutputError where that is missing or writing fails; then `folder` is as it was.
     """
-    folder = Path(folder).expanduser()
-    if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} exists and is not empty; choose another folder or pass overwrite=True")
     if max_shard_bytes < 1:
         raise OutputError(f"max_shard_bytes is {max_shard_bytes}; it must be at least 1")
     config = _config_json(model)
+
+    def fill(scratch: Path) -> None:
+        _write_weights(model, scratch, max_shard_bytes)
+        (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        _copy_side_files(model, scratch)
+
+    return replace_folder(Path(folder).expanduser(), fill, what="the model", overwrite=overwrite)
+
+
+def replace_folder(folder: Path, fill: Callable[[Path], None], *, what: str, overwrite: bool) -> Path:
+    """Let `fill` write a folder beside `folder` and put it in its place; OutputError leaves all as it was."""
+    if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} exists and is not empty; choose another folder or pass overwrite=True")
     scratch = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         scratch.chmod(0o755)
-        _write_weights(model, scratch, max_shard_bytes)
-        (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        _copy_side_files(model, scratch)
+        fill(scratch)
         _put_in_place(scratch, folder)
     except (OSError, SafetensorError) as error:
-        raise OutputError(f"the model could not be written to {folder}: {error}") from None
+        raise OutputError(f"{what} could not be written to {folder}: {error}") from None
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -21,16 +21,26 @@ struct Paged {           // mirrored field by field in kernels/native.py
   const int32_t* spans;  // [n_spans, 3]: sequence, first row, one past the last row of this step
   const uint8_t* mask;   // optional visibility among new rows, spans' [n, n] squares one after another
   const int32_t* depth;  // optional: how many tokens of its own path a new row ends, itself included (trees)
-  i64 table_seq, table_head;            // strides of `table`
-  i64 page_mul, page_add, page_head;    // page = table[...] * page_mul + page_add + head * page_head
-  i64 start_seq, start_head;            // strides of `start`
+  const int32_t* head_window;           // optional [G]: as `window`, head by head
+  const int32_t* head_sinks;            // with it [G]: first keys that a row sees besides its window
+  i64 table_seq, table_head, table_layer;            // strides of `table`
+  i64 page_mul, page_add, page_head, page_layer;     // page = table[...] * page_mul + page_add + head * page_head
+  i64 start_seq, start_head, start_layer;            // strides of `start`
   int32_t n_spans, window, causal_new;  // window: keys a row may look back on, itself included; 0 = all
+  int32_t share;                        // whether spans whose tables begin alike attend to that part together
   int32_t H, G, d;
   float scale;
 };
 
 static inline i64 page_of(const Paged& c, int seq, int g, int j) {
   return (i64)c.table[seq * c.table_seq + g * c.table_head + j] * c.page_mul + c.page_add + g * c.page_head;
+}
+// The same rows one layer on.
+static inline void next_layer(Paged& c) {
+  c.table += c.table_layer;
+  c.start += c.start_layer;
+  c.page_add += c.page_layer;
+  if (c.head_window) c.head_window += c.G, c.head_sinks += c.G;
 }
 static inline int held(const Paged& c, int seq, int g) { return c.start[seq * c.start_seq + g * c.start_head]; }
 
@@ -154,96 +164,130 @@ template <class E> struct PagedSource {
   }
 };
 
-// The keys that row `i` of a span, row `row` of the step, may see: [lo, hi).
-static inline void visible(const Paged& c, int base, int i, int row, int n_new, int& lo, int& hi) {
-  hi = c.causal_new ? base + i + 1 : base + n_new;
-  int end = c.depth ? base + c.depth[row] : hi;  // in a tree, siblings do not push the window on
-  lo = c.window && end > c.window ? end - c.window : 0;
+// The keys that a row sees: [0, sinks) and [lo, hi).
+struct Seen { int sinks, lo, hi; };
+// For head g of row `i` of a span, which is row `row` of the step.
+static inline Seen visible(const Paged& c, int g, int base, int i, int row, int n_new) {
+  Seen s;
+  s.hi = c.causal_new ? base + i + 1 : base + n_new;
+  const int end = c.depth ? base + c.depth[row] : s.hi;  // in a tree, siblings do not push the window on
+  const int window = c.head_window ? c.head_window[g] : c.window;
+  s.lo = window && end > window ? end - window : 0;
+  s.sinks = c.head_window && c.head_sinks[g] < s.lo ? c.head_sinks[g] : 0;
+  return s;
 }
+
+// One row's running softmax over superblocks: the largest score so far, the sum of exponentials, and their
+// mix of values in `out`, all relative to that score.
+struct Row {
+  float m = -INFINITY, l = 0;
+  float* out;
+};
+// Takes in the scores x of one superblock and leaves their weights in x. `n` is a multiple of LANES.
+static inline void take_scores(Row& row, float* x, int n, int d) {
+  V top = splat(-INFINITY);
+  for (int j = 0; j < n; j += LANES) {
+    V y = loadv(x + j);
+    top = y > top ? y : top;
+  }
+  const float peak = max_lanes(top);
+  if (peak == -INFINITY) {  // nothing visible here: the row's state must not change by a bit
+    memset(x, 0, n * sizeof(float));
+    return;
+  }
+  const float next = peak > row.m ? peak : row.m;
+  V total = V{}, shift = splat(next);
+  for (int j = 0; j < n; j += LANES) {
+    V y = exp_neg(loadv(x + j) - shift);
+    storev(x + j, y);
+    total += y;
+  }
+  if (row.m != -INFINITY && next != row.m) {
+    const float fade = expf(row.m - next);
+    row.l *= fade;
+    for (int k = 0; k < d; k++) row.out[k] *= fade;
+  }
+  row.l += sum_lanes(total);
+  row.m = next;
+}
+
+// Where the running softmax of rows that attended to a shared beginning waits: [N, H] of m, l and out [d].
+struct States {
+  Floats data;
+  std::vector<int> begun;  // keys that each span's rows have taken in already
+  void size(const Paged& c, int rows) {
+    size_t want = (size_t)rows * c.H * (c.d + 2);
+    if (data.size() < want) data.resize(want);
+  }
+  float* at(const Paged& c, int row, int h) { return data.data() + ((i64)row * c.H + h) * (c.d + 2); }
+};
 
 // One work item: query pairs [pair0, pair0 + R) of a span for KV head g; a pair is (row, head in the group).
 // `put(row, head, out, lse)` receives each result.
 template <class Source, class Put>
-static void attend_item(const Paged& c, const Source& source, Scratch& w, const float* q, const i64* mask_at, int span,
-                        int g, int pair0, int R, const Put& put) {
+static void attend_item(const Paged& c, const Source& source, Scratch& w, States& states, const float* q,
+                        const i64* mask_at, bool shared, int span, int g, int pair0, int R, const Put& put) {
   const int32_t* s = c.spans + span * 3;
   const int group = c.H / c.G, d = c.d, n_new = s[2] - s[1], base = held(c, s[0], g);
   const int RT = R <= 8 ? R : 16;  // lanes of the row template; unused rows repeat the last one
-  const float* qp[MAX_ROWS];
+  const int begun = shared ? states.begun[span] : 0;
+  const float *qp[MAX_ROWS], *pp[MAX_ROWS];
   float *sp[MAX_ROWS], *op[MAX_ROWS];
-  const float* pp[MAX_ROWS];
-  int lo[MAX_ROWS], hi[MAX_ROWS], first = 1 << 30, last = 0;
-  float m[MAX_ROWS], l[MAX_ROWS];
+  Row rows[MAX_ROWS];
+  Seen seen[MAX_ROWS];
+  int first = 1 << 30, last = 0, sinks = 0;
   for (int r = 0; r < RT; r++) {
     int pair = pair0 + (r < R ? r : R - 1), i = pair / group, head = g * group + pair % group;
     const float* src = q + ((i64)(s[1] + i) * c.H + head) * d;
     float* dst = w.q.data() + (i64)r * d;
     for (int k = 0; k < d; k++) dst[k] = src[k] * c.scale;
     qp[r] = dst;
-    op[r] = w.out.data() + (i64)r * d;
-    sp[r] = w.s.data() + (i64)r * SUPER;
-    pp[r] = sp[r];
-    memset(op[r], 0, d * sizeof(float));
-    visible(c, base, i, s[1] + i, n_new, lo[r], hi[r]);
-    if (lo[r] < first) first = lo[r];
-    if (hi[r] > last) last = hi[r];
-    m[r] = -INFINITY;
-    l[r] = 0;
+    op[r] = rows[r].out = w.out.data() + (i64)r * d;
+    pp[r] = sp[r] = w.s.data() + (i64)r * SUPER;
+    if (begun) {
+      const float* state = states.at(c, s[1] + i, head);
+      rows[r].m = state[0];
+      rows[r].l = state[1];
+      memcpy(op[r], state + 2, d * sizeof(float));
+    } else {
+      memset(op[r], 0, d * sizeof(float));
+    }
+    seen[r] = visible(c, g, base, i, s[1] + i, n_new);
+    if (seen[r].lo < first) first = seen[r].lo;
+    if (seen[r].hi > last) last = seen[r].hi;
+    if (seen[r].sinks > sinks) sinks = seen[r].sinks;
   }
-  for (int sb = first / SUPER * SUPER; sb < last; sb += SUPER) {
+  for (int sb = sinks ? 0 : (first > begun ? first : begun) / SUPER * SUPER; sb < last; sb += SUPER) {
+    if (sb >= sinks && sb + SUPER <= first) continue;  // between the sinks and every row's window
     const int count = last - sb < SUPER ? last - sb : SUPER, n_pages = (count + PAGE - 1) / PAGE;
+    auto inside = [&](int key) { return key < sb ? 0 : (key - sb > n_pages * PAGE ? n_pages * PAGE : key - sb); };
     source.scores(qp, RT, sb, n_pages, sp);
     for (int r = 0; r < RT; r++) {
-      const int i = (pair0 + (r < R ? r : R - 1)) / group;
+      const int i = (pair0 + (r < R ? r : R - 1)) / group, b = inside(seen[r].hi);
       float* x = sp[r];
-      int a = lo[r] - sb, b = hi[r] - sb;
-      a = a < 0 ? 0 : (a > n_pages * PAGE ? n_pages * PAGE : a);
-      b = b < 0 ? 0 : (b > n_pages * PAGE ? n_pages * PAGE : b);
-      for (int j = 0; j < a; j++) x[j] = -INFINITY;
+      for (int j = inside(seen[r].sinks); j < inside(seen[r].lo); j++) x[j] = -INFINITY;
       for (int j = b; j < n_pages * PAGE; j++) x[j] = -INFINITY;
       if (c.mask)
         for (int j = base > sb ? base - sb : 0; j < b; j++)
           if (!c.mask[mask_at[span] + (i64)i * n_new + (sb + j - base)]) x[j] = -INFINITY;
-      V top = splat(-INFINITY);
-      for (int j = 0; j < n_pages * PAGE; j += LANES) {
-        V y = loadv(x + j);
-        top = y > top ? y : top;
-      }
-      float peak = max_lanes(top);
-      if (peak == -INFINITY) {  // nothing visible here: the row's state must not change by a bit
-        memset(x, 0, n_pages * PAGE * sizeof(float));
-        continue;
-      }
-      float next = peak > m[r] ? peak : m[r];
-      V total = V{}, shift = splat(next);
-      for (int j = 0; j < n_pages * PAGE; j += LANES) {
-        V y = exp_neg(loadv(x + j) - shift);
-        storev(x + j, y);
-        total += y;
-      }
-      if (m[r] != -INFINITY && next != m[r]) {
-        float fade = expf(m[r] - next);
-        l[r] *= fade;
-        for (int k = 0; k < d; k++) op[r][k] *= fade;
-      }
-      l[r] += sum_lanes(total);
-      m[r] = next;
+      take_scores(rows[r], x, n_pages * PAGE, d);
     }
     source.values(pp, RT, sb, count, op);
   }
   for (int r = 0; r < R; r++) {
-    int pair = pair0 + r;
-    float inv = l[r] > 0 ? 1.0f / l[r] : 0.0f;
+    const Row& row = rows[r];
+    const int pair = pair0 + r;
+    const float inv = row.l > 0 ? 1.0f / row.l : 0.0f;
     for (int k = 0; k < d; k++) op[r][k] *= inv;
-    put(s[1] + pair / group, g * group + pair % group, op[r], l[r] > 0 ? m[r] + logf(l[r]) : -INFINITY);
+    put(s[1] + pair / group, g * group + pair % group, op[r], row.l > 0 ? row.m + logf(row.l) : -INFINITY);
   }
 }
 
 // All items of the step, taken by threads from the team's counter. Call between two barriers.
-// `source_of(sequence, head)` makes the source of an item.
+// `source_of(sequence, head)` makes the source of an item. `shared`: rows go on from their `states`.
 template <class SourceOf, class Put>
-static void attend_all(Team& team, const Paged& c, const SourceOf& source_of, Scratch& w, const float* q, const i64* mask_at,
-                       const Put& put) {
+static void attend_all(Team& team, const Paged& c, const SourceOf& source_of, Scratch& w, States& states, const float* q,
+                       const i64* mask_at, bool shared, const Put& put) {
   const int group = c.H / c.G;
   i64 want = team.take(), at = 0;
   for (int span = 0; span < c.n_spans; span++) {
@@ -253,7 +297,7 @@ static void attend_all(Team& team, const Paged& c, const SourceOf& source_of, Sc
     for (; want < at + items; want = team.take()) {
       int g = (int)((want - at) / tiles), t = (int)((want - at) % tiles);
       int left = pairs - t * MAX_ROWS;
-      attend_item(c, source_of(c.spans[span * 3], g), w, q, mask_at, span, g, t * MAX_ROWS,
+      attend_item(c, source_of(c.spans[span * 3], g), w, states, q, mask_at, shared, span, g, t * MAX_ROWS,
                   left < MAX_ROWS ? left : MAX_ROWS, put);
     }
     at += items;
@@ -267,22 +311,24 @@ static void column_sums(const Paged& c, Scratch& w, const float* q, const float*
   const int32_t* s = c.spans + span * 3;
   const int group = c.H / c.G, d = c.d, n_new = s[2] - s[1], base = held(c, s[0], g);
   for (int i = row0; i < n_new; i++) {
-    int lo, hi;
-    visible(c, base, i, s[1] + i, n_new, lo, hi);
+    const Seen see = visible(c, g, base, i, s[1] + i, n_new);
     const uint8_t* square = c.mask ? c.mask + mask_at[span] + (i64)i * n_new : nullptr;
     for (int h = g * group; h < (g + 1) * group; h++) {
       const float* src = q + ((i64)(s[1] + i) * c.H + h) * d;
       float* scaled = w.q.data();
       for (int k = 0; k < d; k++) scaled[k] = src[k] * c.scale;
       V z = splat(lse[(i64)(s[1] + i) * c.H + h]);
-      for (int j = lo / PAGE * PAGE; j < hi; j += PAGE) {
+      for (int j = see.sinks ? 0 : see.lo / PAGE * PAGE; j < see.hi; j += PAGE) {
+        if (j >= see.sinks && j + PAGE <= see.lo) continue;
         const E* page = page_ptr<E>(c, page_of(c, s[0], g, j / PAGE));
         V o[1][1];
         const float* qp[1] = {scaled};
         score_pages<E, 1, 1>(qp, &page, d, o);
         V p = exp_neg(o[0][0] - z);
         for (int t = 0; t < PAGE; t++)
-          if (j + t >= lo && j + t < hi && !(square && j + t >= base && !square[j + t - base])) sums[j + t] += p[t];
+          if ((j + t >= see.lo || j + t < see.sinks) && j + t < see.hi &&
+              !(square && j + t >= base && !square[j + t - base]))
+            sums[j + t] += p[t];
       }
     }
   }

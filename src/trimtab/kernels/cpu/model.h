@@ -7,6 +7,7 @@
 
 #include "attention.h"
 #include "matmul.h"
+#include "shared.h"
 #include "team.h"
 
 struct Layer {  // mirrored in kernels/native.py; absent parts are null
@@ -57,6 +58,8 @@ struct Model {
   std::vector<Scratch> scratch;
   Rows in, mid, act;  // inputs of qkv and gate/up, of o, of down
   std::vector<i64> mask_at;
+  States states;
+  SharedRuns runs;
 
   Model(const Shape& shape, Team& t) : s(shape), team(t), scratch(t.size) {
     for (auto& w : scratch) w.size(s.d > 16 ? s.d : 16);
@@ -180,12 +183,14 @@ struct Model {
   }
 
   // The whole step with the paged full cache, whose elements have the weights' type.
-  template <class W> void step(const Step& st, Paged c) {
+  template <class W> void step(const Step& st, const Paged& rows) {
     size(st.n);
-    find_masks(c);
-    const i64 first_page = c.page_add;
-    team.run([&, c](int t) mutable {
+    find_masks(rows);
+    runs.find(rows, states.begun);
+    if (runs.any()) states.size(rows, st.n);
+    team.run([&](int t) {
       const int n = st.n;
+      Paged c = rows;
       embed<W>(t, st.tokens, n, x.data());
       team.barrier(t);
       for (int i = 0; i < s.n_layers; i++) {
@@ -194,7 +199,6 @@ struct Model {
         team.barrier(t);
         qkv<W>(t, l, n, q.data(), k.data(), v.data());
         team.barrier(t);
-        c.page_add = first_page + (i64)i * s.G;
         c.window = (int)l.window;
         head_norms(t, l, n, q.data(), k.data());
         Range r = share(n, 1, t, team.n);
@@ -205,11 +209,14 @@ struct Model {
         write_share<W>(c, k.data(), v.data(), r.begin, r.end);
         team.barrier(t);
         auto source = [&](int seq, int g) { return PagedSource<W>{c, seq, g}; };
-        attend_all(team, c, source, scratch[t], q.data(), mask_at.data(), [&](int row, int h, const float* o, float) {
+        const bool shared = runs.any() && !l.window;
+        if (shared) attend_shared(team, t, c, runs, source, scratch[t], states, q.data());
+        attend_all(team, c, source, scratch[t], states, q.data(), mask_at.data(), shared, [&](int row, int h, const float* o, float) {
           auto p = mid.row<W>(row);
           for (int j = 0; j < s.d; j++) put<W>(p, h * s.d + j, o[j]);
         });
         team.barrier(t);
+        next_layer(c);
         out_proj<W>(t, l, n, x.data());
         team.barrier(t);
         mlp<W>(t, l, n, x.data());

@@ -62,10 +62,16 @@ API void tt_attend(void* team, const Paged* c, const float* q, float* out, float
   auto at = mask_offsets(*c);
   std::vector<Scratch> scratch(tm.size);
   for (auto& w : scratch) w.size(c->d);
+  States states;
+  SharedRuns runs;
+  runs.find(*c, states.begun);
+  const bool shared = runs.any() && !c->window;
+  if (shared) states.size(*c, c->spans[c->n_spans * 3 - 1]);
   tm.next = 0;
   tm.run([&](int t) {
     auto source = [&](int seq, int g) { return PagedSource<E>{*c, seq, g}; };
-    attend_all(tm, *c, source, scratch[t], q, at.data(), [&](int row, int h, const float* o, float z) {
+    if (shared) attend_shared(tm, t, *c, runs, source, scratch[t], states, q);
+    attend_all(tm, *c, source, scratch[t], states, q, at.data(), shared, [&](int row, int h, const float* o, float z) {
       i64 i = (i64)row * c->H + h;
       memcpy(out + i * c->d, o, c->d * sizeof(float));
       lse[i] = z;
@@ -90,10 +96,11 @@ API void tt_attend_packed(void* team, const Packed* p, const Paged* c, const flo
   auto at = mask_offsets(*c);
   std::vector<Scratch> scratch(tm.size);
   for (auto& w : scratch) w.size(c->d);
+  States states;
   tm.next = 0;
   tm.run([&](int t) {
     auto source = [&](int seq, int g) { return PackedSource<E>(*p, *c, seq, g); };
-    attend_all(tm, *c, source, scratch[t], q, at.data(), [&](int row, int h, const float* o, float) {
+    attend_all(tm, *c, source, scratch[t], states, q, at.data(), false, [&](int row, int h, const float* o, float) {
       memcpy(out + ((i64)row * c->H + h) * c->d, o, c->d * sizeof(float));
     });
   });

@@ -6,15 +6,19 @@ matter and a freed row can be filled by any other; whole free pages go back to t
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from trimtab.kernels.paged import PAGE, PagedRows
-from trimtab.kvcache.base import KVShape
+from trimtab.kvcache.base import KVShape, StepRows
 from trimtab.kvcache.paging.arena import Arena, PagePool
+from trimtab.kvcache.paging.heads import HeadRows
 
 
-class PerHeadRows:
+class PerHeadRows(HeadRows):
     """Paged K and V rows per (slot, layer, head). Tables live on the CPU; rows on the model's device.
 
     `notes_bytes`: what the policy keeps for each row elsewhere; it counts against the bound too.
@@ -44,11 +48,14 @@ class PerHeadRows:
             scale=shape.scale,
             table_seq=shape.num_layers * shape.num_kv_heads * self.per_head,
             table_head=self.per_head,
+            table_layer=shape.num_kv_heads * self.per_head,
             start_seq=shape.num_layers * shape.num_kv_heads,
             start_head=1,
+            start_layer=shape.num_kv_heads,
         )
+        self._whole = replace(self._call)
 
-    def open(self, slot: int) -> None:
+    def open(self, slot: int, prompt_length: int = 0) -> None:
         self.length[slot] = 0
         self._pages[slot] = 0
 
@@ -95,6 +102,34 @@ class PerHeadRows:
         call.window = self.shape.windows[layer] or 0
         return call
 
+    def write(self, layer: int, k: Tensor, v: Tensor, rows: StepRows) -> None:
+        self.shape.kernels.write(self.call(layer, rows.spans), k, v)
+
+    def attend(self, layer: int, q: Tensor, rows: StepRows) -> tuple[Tensor, Tensor]:
+        return self.shape.kernels.attend(self.call(layer, rows.spans, mask=rows.mask, depth=rows.depth), q)
+
+    def column_sums(
+        self,
+        layer: int,
+        q: Tensor,
+        spans: Tensor,
+        sums: Tensor,
+        lse: Tensor | None = None,
+        start: Tensor | None = None,
+    ) -> None:
+        call = self.call(layer, spans, start)
+        if lse is None:
+            lse = self.shape.kernels.attend(call, q)[1]
+        self.shape.kernels.column_sums(call, q, lse, sums)
+
+    def whole_step(self, rows: StepRows) -> PagedRows:
+        call = self._whole
+        call.spans, call.mask, call.depth = rows.spans, rows.mask, rows.depth
+        return call
+
+    def grow(self, slot: int, count: int) -> None:
+        self.length[slot] += count
+
     def _views(self) -> tuple[Tensor, Tensor]:
         """Keys [pages, d, 16] and values [pages, 16, d] of the whole arena."""
         d = self.shape.head_dim
@@ -119,23 +154,25 @@ class PerHeadRows:
         keys[page, :, at] = k
         values[page, at] = v
 
-    def arrange(self, slot: int, order: list[int]) -> None:
-        """Make new rows `order`, counted from the committed ones, the first new ones."""
+    def arrange(self, slot: int, order: Seq[int]) -> None:
         base = self.length[slot].long()[..., None]
-        k, v = self.gather(slot, base + torch.tensor(order))
+        k, v = self.gather(slot, base + torch.tensor(list(order)))
         self.scatter(slot, base + torch.arange(len(order)), k, v)
 
-    def keep(self, slot: int, index: Tensor) -> int:
-        """Keep only rows `index` int64 [L, G, n] of each head, in that order; returns the bytes copied."""
+    def keep(self, slot: int, index: Tensor, count: Tensor | None = None) -> int:
         k, v = self.gather(slot, index)
         n = index.shape[2]
-        self.scatter(slot, torch.arange(n).expand_as(index), k, v)
-        self.length[slot] = n
+        if count is None:
+            count = torch.full(index.shape[:2], n)
+        # Heads that keep fewer rows have none to write behind them: their last row is written again.
+        at = torch.minimum(torch.arange(n).expand_as(index), count[..., None] - 1)
+        last = at[..., None].to(k.device).expand_as(k)
+        self.scatter(slot, at, k.gather(2, last), v.gather(2, last))
+        self.length[slot] = count
         self._shrink(slot)
-        return 2 * k.numel() * k.element_size()
+        return 2 * int(count.sum()) * k.shape[-1] * k.element_size()
 
     def replace(self, slot: int, victim: Tensor) -> int:
-        """Drop row `victim` int64 [L, G] of each head by moving the last row there; returns bytes copied."""
         last = (self.length[slot].long() - 1)[..., None]
         k, v = self.gather(slot, last)
         self.scatter(slot, victim[..., None], k, v)
@@ -156,6 +193,14 @@ class PerHeadRows:
     def close(self, slot: int) -> None:
         self.length[slot] = 0
         self._shrink(slot)
+
+    @property
+    def bytes_capacity(self) -> int:
+        return self.arena.total
+
+    @property
+    def bytes_used(self) -> int:
+        return self.pool.bytes_used
 
     def held(self, slot: int) -> int:
         return int(self._pages[slot].sum()) * self.pool.page_bytes
