@@ -3,7 +3,8 @@
 An attachment is a folder of two files: `attachment.safetensors` with the tensors, and `attachment.json`
 with the kind (the method that made it), its options, the base model's fingerprint and shape, the data it was
 fitted on and the effect that was measured. A method asks for one by kind and place (`Attachments.get`) and
-for its tensors by name and shape (`Attachment.tensor`); what does not fit is a ConfigError before any request.
+for its tensors by name and shape (`Attachment.tensor`); what does not fit is a ConfigError, before any
+request.
 """
 
 from __future__ import annotations
