@@ -63,6 +63,7 @@ class Library:
         lib = ctypes.CDLL(str(path))
         lib.tt_team_new.restype = lib.tt_model_new.restype = c_void_p
         lib.tt_read.restype = c_float
+        lib.tt_shared.restype = c_int64
         pointers = {
             "tt_rounds_inputs": [],
             "tt_team_new": [c_int32],
@@ -78,6 +79,7 @@ class Library:
             "tt_write": [c_void_p, c_void_p, c_void_p, c_int32],
             "tt_attend": [c_void_p] * 5,
             "tt_column_sums": [c_void_p] * 4 + [c_int32, c_void_p, c_int64, c_int64],
+            "tt_shared": [c_void_p, c_void_p],
             "tt_merge": [c_int32, c_int32, *[c_void_p] * 4],
             "tt_attend_packed": [c_void_p] * 5,
             "tt_write_packed": [c_void_p] * 4,
@@ -121,6 +123,13 @@ class Library:
             self.team, ctypes.byref(rows.as_struct()), q.data_ptr(), out.data_ptr(), lse.data_ptr()
         )
         return out, lse
+
+    def shared(self, rows: PagedRows) -> tuple[Tensor, int]:
+        """Keys that each span attends to together with others, int32 [spans], and how many held keys a layer
+        reads for all spans, those counted once."""
+        begun = torch.zeros(rows.spans.shape[0], dtype=torch.int32)
+        keys = self.lib.tt_shared(ctypes.byref(rows.as_struct()), begun.data_ptr())
+        return begun, keys
 
     def merge(self, segments: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Attention [N, H, d] over the union of segments (out, logsumexp); the first one is overwritten."""

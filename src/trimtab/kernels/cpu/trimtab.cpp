@@ -78,6 +78,20 @@ API void tt_attend(void* team, const Paged* c, const float* q, float* out, float
     });
   });
 }
+// How many keys of each span lie in runs that it shares; returns the held keys that a layer reads, shared ones once.
+API i64 tt_shared(const Paged* c, int32_t* begun) {
+  std::vector<int> found;
+  SharedRuns runs;
+  runs.find(*c, found);
+  i64 keys = 0;
+  for (const auto& level : runs.levels)
+    for (const auto& run : level) keys += (i64)(run.end - run.first) * SUPER;
+  for (int s = 0; s < c->n_spans; s++) {
+    begun[s] = found[s];
+    keys += held(*c, c->spans[s * 3], 0) - found[s];
+  }
+  return keys;
+}
 // Joins segment b into segment a: out [n, d], logsumexp [n]. An empty segment (-inf) counts nothing.
 API void tt_merge(int n, int d, float* out_a, float* lse_a, const float* out_b, const float* lse_b) {
   for (int i = 0; i < n; i++) {
