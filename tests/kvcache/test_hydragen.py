@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,12 +19,13 @@ BRANCHES = [BEGIN + text(3 + i, 30 + i) for i in range(5)]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_together_is_alone_bit_for_bit(dtype: torch.dtype) -> None:
     model = small_model.__wrapped__(dtype)
-    settings = dict(model=model, kv_memory="64MiB")
+    settings: dict[str, Any] = dict(model=model, kv_memory="64MiB")
     alone = [
         results(make_engine("full:hydragen=false", prefix_caching=False, **settings), [p], max_tokens=20)[0]
         for p in BRANCHES
     ]
-    for changes in ({}, {"max_step_tokens": 40}, {"threads": 3}):
+    ways: list[dict[str, Any]] = [{}, {"max_step_tokens": 40}, {"threads": 3}]
+    for changes in ways:
         engine = make_engine("full", **settings | changes)
         results(engine, [BEGIN], max_tokens=1)
         assert results(engine, BRANCHES, max_tokens=20) == alone
