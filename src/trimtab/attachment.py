@@ -102,6 +102,7 @@ class Attachment:
         def fill(scratch: Path) -> None:
             save_file({n: t.detach().cpu().contiguous() for n, t in self.tensors.items()}, scratch / TENSORS)
             (scratch / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            (scratch / TENSORS).chmod(0o644)  # safetensors leaves it to its owner alone
             for name in (TENSORS, FACTS):
                 with (scratch / name).open("rb") as written:
                     os.fsync(written.fileno())

@@ -190,6 +190,7 @@ def _convert(value: Any, hint: Any, what: str) -> Any:
 KV_CACHES = Registry(
     "cache", "trimtab.kvcache", "what is remembered of past tokens, where, in how many bits?"
 )
+CALIBRATIONS = Registry("attachment", "trimtab.calibration", "what is fitted for a base model?")
 TASKS = Registry("task", "trimtab.evaluation.tasks", "how is quality measured?")
 
-SEAMS: dict[str, Registry] = {r.seam: r for r in (KV_CACHES, TASKS)}
+SEAMS: dict[str, Registry] = {r.seam: r for r in (KV_CACHES, CALIBRATIONS, TASKS)}

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from trimtab import __version__
 from trimtab.errors import TrimtabError, did_you_mean
 
-COMMANDS = ("generate", "chat", "compare", "bench", "eval", "methods", "explain", "info", "doctor")
+COMMANDS = ("generate", "chat", "compare", "bench", "eval", "methods", "explain", "info", "attach", "doctor")
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 

@@ -1,0 +1,1 @@
+"""What several calibrations share: their texts, one look at keys and values, clustering."""
