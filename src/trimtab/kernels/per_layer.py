@@ -35,7 +35,7 @@ class PerLayer(ctypes.Structure):
             (name, c_void_p)
             for name in (
                 *("arena", "full", "coded", "kept_at", "kept_page", "kept_count", "start", "done"),
-                *("spans", "mask", "cos", "sin", "order", "codec"),
+                *("spans", "mask", "cos", "sin", "new_cos", "new_sin", "order", "codec"),
             )
         ],
         *[(name, c_int64) for name in ("table_seq", "k_unit", "v_unit")],
@@ -123,6 +123,8 @@ class PerLayerTables:
     folded: bool = False
     layer: int = 0
     mask: Tensor | None = None  # uint8, visibility among new rows: each span's [n, n] square in turn
+    new_cos: Tensor | None = None  # float32 [N, d / 2], with a mask: of the new rows' positions in a tree
+    new_sin: Tensor | None = None
 
     @property
     def width(self) -> int:
@@ -160,6 +162,8 @@ class PerLayerTables:
             None if self.mask is None else self.mask.data_ptr(),
             None if self.cos is None else self.cos.data_ptr(),
             None if self.sin is None else self.sin.data_ptr(),
+            None if self.new_cos is None else self.new_cos.data_ptr(),
+            None if self.new_sin is None else self.new_sin.data_ptr(),
             None if self.order is None else self.order.data_ptr(),
             None if extra is None else ctypes.addressof(extra),
             self.full.shape[1],

@@ -144,6 +144,7 @@ API void tt_column_sums(void* team, const Paged* c, const float* q, const float*
     }
   });
 }
+#include "per_layer_api.h"
 
 // y[m, n] = x[m, k] w[n, k]^T, for tests of batch invariance.
 API void tt_matmul(void* team, const float* x, int M, const void* w, int N, int K, float* y) {
