@@ -74,6 +74,7 @@ class Case:
     length: int
     depth: float
     prose: str
+    needle: str  # the sentence, which the prose has once
     question: str
     answer: str
     tokens: int
@@ -172,10 +173,11 @@ def _case(
         hay = Haystack.draw(text, rng, characters=round(room * _characters_per_token(tokenizer, text)))
         for name, secret, place in zip(names[1:], secrets[1:], places, strict=True):
             hay = hay.insert(words.secret_sentence(name, secret), depth=place)
-        hay = hay.insert(words.secret_sentence(names[0], secrets[0]), depth=depth)
+        needle = words.secret_sentence(names[0], secrets[0])
+        hay = hay.insert(needle, depth=depth)
         question = f"\n\n{words.secret_question(names[0])}"
         tokens = len(question_ids(tokenizer, hay.text + question))
-        case = Case(length, depth, hay.text, question, secrets[0], tokens)
+        case = Case(length, depth, hay.text, needle, question, secrets[0], tokens)
         if tokens <= length:
             return case
         room -= max(8, tokens - length)

@@ -1,0 +1,1 @@
+"""Looking into a model: what its parts do, measured on prompts and shown as a picture."""
