@@ -40,7 +40,7 @@ class RetrievalHeadsCalibrationOptions(CalibrationOptions):
     options=RetrievalHeadsCalibrationOptions,
     card=Card(
         title="Retrieval heads",
-        idea="Scores every query head by how much of a needle it looks at while the model puts the needle out.",
+        idea="Scores every query head by how much of a needle it looks at while the model puts that out.",
         exactness="As published; the needle is the number asked for, and only exactly right answers count.",
         cost="One greedy answer a prompt on plain torch: lengths x depths x samples prompts.",
         needs="A model with a tokenizer that answers needle questions; texts for the hay.",
@@ -54,7 +54,7 @@ class RetrievalHeadsCalibration(Calibration):
     def fit(
         model: Model, sequences: Tensor, options: Any, progress: Progress
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """`scores` float32 [L, H], and `trials` float32 [n, L, H] of the n right answers they are the mean of."""
+        """`scores` float32 [L, H], the mean of `trials` float32 [n, L, H], one for each right answer."""
         found = score_heads(model, cases(model, sequences, options), lambda share: progress("needles", share))
         return {"scores": found.scores, "trials": found.trials}, {"found": found.found, "asked": found.asked}
 

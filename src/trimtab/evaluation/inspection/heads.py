@@ -70,18 +70,19 @@ class Ablation:
 
 
 def needle_cases(model: Model, prose: str, options: NeedleOptions, seed: int) -> list[Case]:
-    """The prompts, `prose` being the hay; a ConfigError if the model has no tokenizer or too short a context."""
+    """The prompts, `prose` being the hay; a ConfigError if the model's context is too short."""
     tokenizer = tokenizer_of(model)
     longest = max(options.lengths) + ANSWER_TOKENS
     if longest > model.config.context_length:
         raise ConfigError(
-            f"the longest prompt is {max(options.lengths)} tokens and {ANSWER_TOKENS} are for the answer, but "
-            f"the model's context is {model.config.context_length}; make 'lengths' smaller"
+            f"the longest prompt is {max(options.lengths)} tokens and {ANSWER_TOKENS} are for the answer, "
+            f"but the model's context is {model.config.context_length}; make 'lengths' smaller"
         )
     return make_cases(tokenizer, prose, options, seed)
 
 
-def _tokenizer(model: Model) -> Tokenizer:
+def tokenizer_of(model: Model) -> Tokenizer:
+    """The model's tokenizer; a ConfigError where it has none."""
     if model.tokenizer is None or not model.tokenizer.available:
         raise ConfigError(
             "retrieval heads are found with text, and this model has no tokenizer; name one that has"
@@ -161,8 +162,8 @@ def ablate(
     ranked = found.ranked()
     if not 1 <= count <= len(ranked) // 2:
         raise ConfigError(
-            f"{count} heads cannot be left out and compared with as many others: the model has {len(ranked)}; "
-            f"choose 1 to {len(ranked) // 2}"
+            f"{count} heads cannot be left out and compared with as many others: the model has "
+            f"{len(ranked)}; choose 1 to {len(ranked) // 2}"
         )
     rng = random.Random(f"ablate {seed}")
     sets = [ranked[:count], *(rng.sample(ranked[count:], count) for _ in range(draws))]

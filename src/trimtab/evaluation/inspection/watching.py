@@ -49,7 +49,7 @@ class Watched:
         return int(self.model.logits(hidden[-1]).argmax()), self._looked.clone()
 
     def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        n, end = len(q), self.length + len(q)
+        end = self.length + len(q)
         q, k = rotate(q, *self._cos_sin), rotate(k, *self._cos_sin)
         self._k[layer, :, self.length : end] = k.transpose(0, 1)
         self._v[layer, :, self.length : end] = v.transpose(0, 1)
