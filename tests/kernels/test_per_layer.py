@@ -1,7 +1,8 @@
-"""The per-layer coded cache: C++ against plain torch, with codes, rows kept in full, trees and both orders."""
+"""The per-layer coded cache: C++ against plain torch, with codes, rows kept in full and trees of drafts."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -88,7 +89,7 @@ def fill(t: PerLayerTables, ops: object, kernels: object) -> None:
                 ops.write(kernels, t, k.contiguous() * 2 + 0.5, v.contiguous())  # type: ignore[attr-defined]
             start[slot] += n
     for slot, cuts in ((0, (0, 30, 31, 37)), (1, (0, 590))):
-        for a, b in zip(cuts, cuts[1:], strict=False):
+        for a, b in itertools.pairwise(cuts):
             ops.code(kernels, t, slot, range(a, b))  # type: ignore[attr-defined]
             t.done[slot] = b
 
