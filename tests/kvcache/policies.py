@@ -22,6 +22,7 @@ CONTEXT = 600
 LOSSY = {
     "full": "full",
     "streaming": "streaming:sinks=4,window=28",
+    "streaming, wide": "streaming:sinks=20,window=100",
     "streaming, window only": "streaming:sinks=0,window=33",
     "streaming, logical positions": "streaming:sinks=20,window=16,positions=logical",
     "kivi 2 bits": "kivi:bits=2,group_size=16,residual=32",
@@ -35,7 +36,7 @@ LOSSY = {
 # Settings that lose nothing of a text within the context.
 IDENTITY = {
     "full": "full",
-    "streaming": f"streaming:sinks=0,window={CONTEXT}",
+    "streaming": f"streaming:sinks=4,window={CONTEXT - 4}",
     "kivi": "kivi:bits=16,group_size=16,residual=32",
     "h2o": "h2o:budget=10000",
     "snapkv": "snapkv:budget=10000,window=5",

@@ -14,6 +14,7 @@ from kvcache.policies import LOSSY, make_engine, small_model, text
 TWINS: dict[str, Callable[[], Dense]] = {
     "full": Dense,
     "streaming": lambda: DenseStreaming(sinks=4, window=28),
+    "streaming, wide": lambda: DenseStreaming(sinks=20, window=100),
     "streaming, window only": lambda: DenseStreaming(sinks=0, window=33),
     "kivi 2 bits": lambda: DenseKivi(bits=2, group=16, residual=32),
     "kivi 4 bits": lambda: DenseKivi(bits=4, group=16, residual=16),

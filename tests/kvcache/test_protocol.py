@@ -174,10 +174,9 @@ def full_bytes(length: int) -> int:
 
 
 def streaming_bytes(length: int, sinks: int, window: int) -> int:
-    """Sinks, and the pages that the next query's window touches."""
-    recent = length - sinks
-    dropped = max(0, recent - window + 1) // 16
-    return (pages(sinks) + pages(recent) - dropped) * 16 * TOKEN_BYTES
+    """The pages of the sinks, and those that the next query's window touches."""
+    first = max(pages(sinks), (length + 1 - window) // 16)
+    return (pages(sinks) + pages(length) - first) * 16 * TOKEN_BYTES
 
 
 def kivi_bytes(length: int, bits: int, group: int, residual: int) -> float:
@@ -199,6 +198,7 @@ def per_head_bytes(rows: int, notes: int = 0) -> int:
 ANALYTIC: dict[str, Callable[[int], float]] = {
     "full": full_bytes,
     "streaming": lambda n: streaming_bytes(n, 4, 28),
+    "streaming, wide": lambda n: streaming_bytes(n, 20, 100),
     "streaming, window only": lambda n: streaming_bytes(n, 0, 33),
     "streaming, logical positions": lambda n: streaming_bytes(n, 20, 16),
     "kivi 2 bits": lambda n: kivi_bytes(n, 2, 16, 32),
@@ -297,7 +297,7 @@ def test_endless_streaming_holds_the_same_bytes_for_ever() -> None:
     engine = make_engine("streaming:sinks=4,window=60")
     [request] = engine.submit(text(700), params(max_tokens=5000, logprobs=None, temperature=0))
     seen = set()
-    tables = [t.shape for t in (engine.cache._recent.table, engine.cache._sink.table)]  # type: ignore[attr-defined]
+    table = engine.cache._rows.table.shape  # type: ignore[attr-defined]
     while engine.scheduler.has_work:
         engine.step()
         if request.computed > 764:
@@ -305,5 +305,5 @@ def test_endless_streaming_holds_the_same_bytes_for_ever() -> None:
     assert request.finish_reason == "length" and len(request.output_ids) == 5000
     block = 16 * TOKEN_BYTES
     assert max(seen) - min(seen) <= block and max(seen) <= (1 + math.ceil(60 / 16) + 1) * block
-    assert [t.shape for t in (engine.cache._recent.table, engine.cache._sink.table)] == tables  # type: ignore[attr-defined]
+    assert engine.cache._rows.table.shape == table  # type: ignore[attr-defined]
     engine.cache.check()

@@ -43,7 +43,10 @@ class _Shape(ctypes.Structure):
 
 class _Step(ctypes.Structure):
     _fields_ = [
-        *[(name, c_void_p) for name in ("tokens", "cos", "sin", "logit_rows", "logits", "hidden")],
+        *[
+            (name, c_void_p)
+            for name in ("tokens", "cos", "sin", "cos_sinks", "sin_sinks", "logit_rows", "logits", "hidden")
+        ],
         ("n", c_int32),
         ("n_logits", c_int32),
     ]
@@ -279,6 +282,7 @@ class NativeModel:
         st = self._step
         logits = torch.empty(logit_rows.shape[0], self.config.vocab_size)
         st.tokens, st.cos, st.sin = tokens.data_ptr(), cos.data_ptr(), sin.data_ptr()
+        st.cos_sinks, st.sin_sinks = map(_ptr, rows.sinks_cos_sin or (None, None))
         st.logit_rows, st.logits, st.hidden = logit_rows.data_ptr(), logits.data_ptr(), _ptr(hidden)
         st.n, st.n_logits = tokens.shape[0], logit_rows.shape[0]
         if self._paged is None or self._paged[0] is not rows:

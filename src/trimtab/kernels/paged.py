@@ -23,7 +23,17 @@ class Paged(ctypes.Structure):
     _fields_ = [
         *[
             (name, c_void_p)
-            for name in ("arena", "table", "start", "spans", "mask", "depth", "head_window", "head_sinks")
+            for name in (
+                "arena",
+                "table",
+                "start",
+                "spans",
+                "mask",
+                "depth",
+                "head_window",
+                "head_sinks",
+                "q_sinks",
+            )
         ],
         *[
             (name, c_int64)
@@ -40,7 +50,10 @@ class Paged(ctypes.Structure):
                 "start_layer",
             )
         ],
-        *[(name, c_int32) for name in ("n_spans", "window", "causal_new", "share", "H", "G", "d")],
+        *[
+            (name, c_int32)
+            for name in ("n_spans", "window", "causal_new", "fixed", "ring", "share", "H", "G", "d")
+        ],
         ("scale", c_float),
     ]
 
@@ -77,6 +90,10 @@ class PagedRows:
     head_window: Tensor | None = None  # int32, a head's own window from `head_offset` on; 0 = all
     head_sinks: Tensor | None = None  # with it: first keys that a row sees besides
     head_offset: int = 0
+    q_sinks: Tensor | None = None  # float32 [N, H, d]: what asks the sinks instead of q, from other positions
+    sinks_cos_sin: tuple[Tensor, Tensor] | None = None  # [N, d / 2] of those positions
+    fixed: int = 0  # table entries that are used once; those behind them are used again
+    ring: int = 0  # every `ring` pages (0: never), for texts without end
 
     def as_struct(self) -> Paged:
         # By position: this runs several times a layer, and keywords would double its cost.
@@ -89,6 +106,7 @@ class PagedRows:
             None if self.depth is None else self.depth.data_ptr(),
             None if self.head_window is None else self.head_window.data_ptr() + 4 * self.head_offset,
             None if self.head_sinks is None else self.head_sinks.data_ptr() + 4 * self.head_offset,
+            None if self.q_sinks is None else self.q_sinks.data_ptr(),
             self.table_seq,
             self.table_head,
             self.table_layer,
@@ -102,6 +120,8 @@ class PagedRows:
             self.spans.shape[0],
             self.window,
             self.causal_new,
+            self.fixed,
+            self.ring,
             self.share,
             self.num_heads,
             self.num_kv_heads,

@@ -37,7 +37,7 @@ class TorchKernels:
         keys, values = pages[:, 0].unflatten(-1, (d, PAGE)), pages[:, 1].unflatten(-1, (PAGE, d))
         for same in _alike(rows):
             at = same.held[..., None] + torch.arange(same.count)  # [B, G, n]
-            page = same.pages(rows, int(at.max()) // PAGE + 1).gather(2, at // PAGE).to(k.device)
+            page = same.pages(rows, at // PAGE).to(k.device)
             inside = (at % PAGE).to(k.device)
             new = same.rows.to(k.device)
             keys[page, :, inside] = k[new].transpose(1, 2).to(keys.dtype)
@@ -47,7 +47,7 @@ class TorchKernels:
         out = torch.zeros_like(q)
         lse = torch.full(q.shape[:2], -torch.inf, dtype=torch.float32, device=q.device)
         for same in _alike(rows):
-            scores, value = _scores(rows, same, q)
+            scores, value, _ = _scores(rows, same, q)
             z = torch.logsumexp(scores, -1)
             p = torch.exp(scores - z.masked_fill(z == -torch.inf, 0)[..., None])
             new = same.rows.to(q.device)
@@ -64,10 +64,13 @@ class TorchKernels:
 
     def column_sums(self, rows: PagedRows, q: Tensor, lse: Tensor, sums: Tensor, first_row: int = 0) -> None:
         for same in _alike(rows):
-            scores, _ = _scores(rows, same, q)
+            scores, _, at = _scores(rows, same, q)
             z = lse[same.rows.to(q.device)].unflatten(2, (rows.num_kv_heads, -1)).transpose(1, 2)
             p = torch.exp(scores - z[..., None])
-            sums[same.spans.to(sums.device), :, : p.shape[-1]] += p[:, :, first_row:].sum((2, 3))
+            at = at[at < sums.shape[2]].to(sums.device)
+            sums[same.spans[:, None].to(sums.device), :, at] += (
+                p[:, :, first_row:, :, : len(at)].sum((2, 3)).transpose(1, 2)
+            )
 
 
 @dataclass(slots=True)
@@ -80,12 +83,16 @@ class _Alike:
     count: int  # n
     held: Tensor  # int64 [B, G], rows held before this step
 
-    def pages(self, rows: PagedRows, count: int) -> Tensor:
-        """Page numbers int64 [B, G, count]; entries behind a head's last page are arbitrary pages."""
+    def pages(self, rows: PagedRows, index: Tensor) -> Tensor:
+        """Page numbers int64 [B, G, n] of pages `index` [n] or [B, G, n] of each head; beyond a head's last
+        page they are arbitrary ones."""
         heads = torch.arange(rows.num_kv_heads)
         first = rows.table_offset + self.slots[:, None] * rows.table_seq + heads * rows.table_head
         flat = rows.table.flatten()
-        entries = (first[..., None] + torch.arange(count)).clamp(max=flat.numel() - 1)
+        if rows.ring:
+            again = rows.fixed + (index - rows.fixed) % rows.ring
+            index = torch.where(index < rows.fixed, index, again)
+        entries = (first[..., None] + index).clamp(max=flat.numel() - 1)
         return flat[entries].long() * rows.page_mul + rows.page_add + (heads * rows.page_head)[:, None]
 
 
@@ -109,31 +116,40 @@ def _alike(rows: PagedRows) -> Iterator[_Alike]:
         )
 
 
-def _scores(rows: PagedRows, same: _Alike, q: Tensor) -> tuple[Tensor, Tensor]:
-    """Masked scores float32 [B, G, n, group, T] and values float32 [B, G, T, d]."""
+def _scores(rows: PagedRows, same: _Alike, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Masked scores float32 [B, G, n, group, T], values float32 [B, G, T, d], and which keys these are [T]."""
     d, n, device = rows.head_dim, same.count, q.device
     total = same.held + n  # [B, G]
-    longest = int(total.max())
-    page = same.pages(rows, -(-longest // PAGE)).to(device)
+    window, sinks = _windows(rows)
+    pages = torch.arange(-(-int(total.max()) // PAGE))
+    if window is not None and int(window.min()) > 0:  # pages between sinks and windows may be gone
+        first = int((same.held + 1 - window.cpu()[:, 0]).min())
+        pages = pages[(pages < -(-int(sinks.max()) // PAGE)) | (pages >= first // PAGE)]
+    page = same.pages(rows, pages).to(device)
     held = rows.arena.view(-1, 2, PAGE * d)[page]  # [B, G, pages, 2, 16 * d]
-    key = held[..., 0, :].unflatten(-1, (d, PAGE)).transpose(2, 3).flatten(3)[..., :longest].float()
-    value = held[..., 1, :].unflatten(-1, (PAGE, d)).flatten(2, 3)[:, :, :longest].float()
-    at = torch.arange(longest, device=device)
-    # Rows behind a head's last may be memory never written, and zero times NaN is NaN.
-    value = value.masked_fill((at >= total.to(device)[..., None])[..., None], 0)
+    key = held[..., 0, :].unflatten(-1, (d, PAGE)).transpose(2, 3).flatten(3).float()
+    value = held[..., 1, :].unflatten(-1, (PAGE, d)).flatten(2, 3).float()
+    at = (pages[:, None] * PAGE + torch.arange(PAGE)).flatten().to(device)
     base, row = same.held.to(device)[..., None], torch.arange(n, device=device)
     high = base + row + 1 if rows.causal_new else (base + n).expand(-1, -1, n)  # [B, G, n]
     seen = at < high[..., None]
-    window, sinks = _windows(rows)
     if window is not None:
         end = high if rows.depth is None else base + rows.depth[same.rows].to(device)[:, None]
         limit = torch.where(window > 0, end - window, 0)
         seen &= (at >= limit[..., None]) | (at < sinks[..., None])
     if rows.mask is not None:
         seen &= _visible_new(rows, same, at, base)
-    query = q[same.rows.to(device)].unflatten(2, (rows.num_kv_heads, -1)).float() * rows.scale
-    scores = torch.einsum("bngxd,bgdt->bgnxt", query, key)
-    return scores.masked_fill(~seen[:, :, :, None], -torch.inf), value
+    # Rows that nobody sees may be memory never written, and zero times NaN is NaN.
+    value = value.masked_fill(~seen.any(2)[..., None], 0)
+
+    def ask(queries: Tensor) -> Tensor:
+        query = queries[same.rows.to(device)].unflatten(2, (rows.num_kv_heads, -1)).float() * rows.scale
+        return torch.einsum("bngxd,bgdt->bgnxt", query, key)
+
+    scores = ask(q)
+    if rows.q_sinks is not None:
+        scores = torch.where((at < sinks)[:, None, None], ask(rows.q_sinks), scores)
+    return scores.masked_fill(~seen[:, :, :, None], -torch.inf), value, at
 
 
 def _windows(rows: PagedRows) -> tuple[Tensor | None, Tensor]:

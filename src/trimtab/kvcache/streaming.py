@@ -8,8 +8,8 @@ text may go on forever at flat memory.
 
 How positions inside the cache come without rotating any key again: attention only sees position
 *differences*. Within the window they are those of the text. Between a query and the sinks the difference is
-query's cache position minus sink's index. So the window is one segment with logical positions, the sinks are
-a second segment asked by the same query rotated to its cache position, and the two are merged.
+query's cache position minus sink's index. So the sinks are asked by the same query, rotated to its position in
+the cache.
 
 Exact: every row is treated as if tokens had come one by one; the result does not depend on chunking (the
 released code drops rows once a chunk, so inside a chunk its window is longer).
@@ -52,9 +52,7 @@ class StreamingOptions:
 
 @dataclass(eq=False)
 class StreamingSequence(Sequence):
-    sink_blocks: list[int] = field(default_factory=list)
-    blocks: list[int] = field(default_factory=list)
-    dropped: int = 0  # rows of the window store already given back, a multiple of PAGE
+    blocks: dict[int, int] = field(default_factory=dict)  # 16 tokens of the text, by number -> block
 
 
 @KV_CACHES.add(
@@ -92,129 +90,108 @@ class Streaming(KVCache):
 
     def __init__(self, shape: KVShape, options: StreamingOptions, memory_bytes: int) -> None:
         super().__init__(shape, options, memory_bytes)
-        self.sinks, self.window = options.sinks, options.window
-        block_bytes = PAGE * shape.token_bytes
-        self.arena = Arena(memory_bytes, [block_bytes], shape.device)
+        s, self.sinks, self.window = shape, options.sinks, options.window
+        block_bytes = PAGE * s.token_bytes
+        self.arena = Arena(memory_bytes, [block_bytes], s.device)
         self.pool = PagePool(self.arena, block_bytes)
-        slots = shape.max_sequences
-        self._sink = self._store(max(1, -(-self.sinks // PAGE)))
-        self._recent = self._store((self.window + shape.max_step_tokens) // PAGE + 2)
-        self._sink_seen = torch.zeros(slots, dtype=torch.int32)  # `start` that makes all sinks visible
-
-    def _store(self, blocks: int) -> PagedRows:
-        s = self.shape
-        return PagedRows(
+        self.sink_blocks = -(-self.sinks // PAGE)
+        ring = (self.window + s.max_step_tokens) // PAGE + 2
+        units = s.num_layers * s.num_kv_heads
+        self._rows = PagedRows(
             arena=self.pool.view(s.dtype),
-            table=torch.zeros(s.max_sequences, blocks, dtype=torch.int32),
+            table=torch.zeros(s.max_sequences, self.sink_blocks + ring, dtype=torch.int32),
             start=torch.zeros(s.max_sequences, dtype=torch.int32),
             spans=torch.zeros(0, 3, dtype=torch.int32),
             num_heads=s.num_heads,
             num_kv_heads=s.num_kv_heads,
             head_dim=s.head_dim,
             scale=s.scale,
-            table_seq=blocks,
+            table_seq=self.sink_blocks + ring,
             start_seq=1,
-            page_mul=s.num_layers * s.num_kv_heads,
+            page_mul=units,
             page_head=1,
+            page_layer=s.num_kv_heads,
+            head_window=torch.full((units,), self.window, dtype=torch.int32),
+            head_sinks=torch.full((units,), self.sinks, dtype=torch.int32),
+            fixed=self.sink_blocks,
+            ring=ring,
         )
 
     def new_sequence(self, slot: int, prompt_length: int) -> StreamingSequence:
-        self._sink.start[slot] = self._recent.start[slot] = 0
+        self._rows.start[slot] = 0
         return StreamingSequence(slot, prompt_length)
 
     def release(self, sequence: Sequence) -> None:
         assert isinstance(sequence, StreamingSequence)
-        self.pool.free(sequence.sink_blocks + sequence.blocks)
+        self.pool.free(list(sequence.blocks.values()))
+
+    def _wanted(self, length: int, end: int) -> range:
+        """Blocks behind the sinks' that queries from `length` on see, up to `end` tokens."""
+        first = max(self.sink_blocks, (length + 1 - self.window) // PAGE)
+        return range(first, -(-end // PAGE))
 
     def reserve(self, sequence: Sequence, count: int) -> bool:
         assert isinstance(sequence, StreamingSequence)
         end = sequence.length + count
-        sinks = -(-min(end, self.sinks) // PAGE) - len(sequence.sink_blocks)
-        recent = -(-(max(0, end - self.sinks) - sequence.dropped) // PAGE) - len(sequence.blocks)
-        if sinks <= 0 and recent <= 0:
+        wanted = [*range(min(self.sink_blocks, -(-end // PAGE))), *self._wanted(sequence.length, end)]
+        recent = -count // PAGE - 2  # all others are there since an earlier step
+        missing = [i for i in wanted[recent:] if i not in sequence.blocks]
+        if not missing:
             return True
-        blocks = self.pool.alloc_many(max(sinks, 0) + max(recent, 0))
+        blocks = self.pool.alloc_many(len(missing))
         if blocks is None:
             return False
-        sequence.sink_blocks += blocks[: max(sinks, 0)]
-        sequence.blocks += blocks[max(sinks, 0) :]
-        self._write_tables(sequence)
+        table, r = self._rows.table[sequence.slot], self._rows
+        for i, block in zip(missing, blocks, strict=True):
+            sequence.blocks[i] = block
+            table[i if i < r.fixed else r.fixed + (i - r.fixed) % r.ring] = block
         return True
 
-    def _write_tables(self, sequence: StreamingSequence) -> None:
-        for store, blocks in ((self._sink, sequence.sink_blocks), (self._recent, sequence.blocks)):
-            store.table[sequence.slot, : len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
-
     def begin(self, rows: StepRows) -> None:
-        """Split each span into rows that are sinks themselves and rows behind them."""
-        first: list[list[int]] = []
-        rest: list[list[int]] = []
-        for sequence, (begin, end) in zip(rows.sequences, rows.bounds, strict=True):
-            cut = min(end, begin + max(0, self.sinks - sequence.length))
-            if cut > begin:
-                first.append([sequence.slot, begin, cut])
-            if end > cut:
-                rest.append([sequence.slot, cut, end])
-                self._sink_seen[sequence.slot] = self.sinks - (end - cut)
-        # The mask's squares are those of whole spans; drafts in a text shorter than the sinks are chains.
-        assert rows.mask is None or not first, "a tree of drafts among the sinks"
-        self._first = torch.tensor(first, dtype=torch.int32).view(-1, 3)
-        self._rest = torch.tensor(rest, dtype=torch.int32).view(-1, 3)
-        inside = rows.positions
-        if self.options.positions == "cache":
-            inside = inside.clamp(max=self.sinks + self.window - 1)
-        cos, sin = self.shape.rotary.cos_sin(inside)
-        self._inside = cos.to(rows.cos.device), sin.to(rows.cos.device)
+        r = self._rows
+        r.spans, r.mask, r.depth = rows.spans, rows.mask, rows.depth
+        r.sinks_cos_sin = None
+        # Up to here a query stands in the cache where it stands in the text.
+        last = self.sinks + self.window - 1
+        if self.sinks and self.options.positions == "cache" and int(rows.positions.max()) > last:
+            cos, sin = self.shape.rotary.cos_sin(rows.positions.clamp(max=last))
+            r.sinks_cos_sin = cos.to(rows.cos.device), sin.to(rows.cos.device)
+
+    def whole_step(self, rows: StepRows) -> PagedRows:
+        self._rows.page_add = self._rows.head_offset = 0
+        self._rows.q_sinks = None
+        return self._rows
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rows: StepRows) -> Tensor:
-        kernels = self.shape.kernels
-        add = layer * self.shape.num_kv_heads
-        segments = []
+        kernels, r = self.shape.kernels, self._rows
+        r.page_add = r.head_offset = layer * self.shape.num_kv_heads
+        r.q_sinks = None
+        if r.sinks_cos_sin is not None:
+            r.q_sinks = q.clone()
+            kernels.rotate(r.q_sinks, *r.sinks_cos_sin)
+        kernels.rotate(q, rows.cos, rows.sin)
         kernels.rotate(k, rows.cos, rows.sin)
-        if self.sinks:
-            q_inside = q.clone()
-            kernels.rotate(q_inside, *self._inside)
-            call = self._sink
-            call.page_add = add
-            if len(self._first):
-                call.spans, call.causal_new = self._first, True
-                kernels.write(call, k, v)
-                segments.append(kernels.attend(call, q_inside))
-            if len(self._rest):
-                held, call.start = call.start, self._sink_seen
-                call.spans, call.causal_new = self._rest, False
-                segments.append(kernels.attend(call, q_inside))
-                call.start = held
-        if len(self._rest):
-            kernels.rotate(q, rows.cos, rows.sin)
-            call = self._recent
-            call.spans, call.page_add, call.window = self._rest, add, self.window
-            call.mask, call.depth = rows.mask, rows.depth
-            kernels.write(call, k, v)
-            segments.append(kernels.attend(call, q))
-        return kernels.merge(segments)
+        kernels.write(r, k, v)
+        return kernels.attend(r, q)[0]
 
     def arrange(self, rows: StepRows, span: int, order: Seq[int]) -> None:
-        slot = rows.sequences[span].slot
-        held = int(self._recent.start[slot])
-        source, target = torch.tensor(order) + held, torch.arange(len(order)) + held
-        move_rows(self._recent.arena, self.shape, self._recent.table[slot], source, target)
+        sequence, r = rows.sequences[span], self._rows
+        assert isinstance(sequence, StreamingSequence)
+        source, target = torch.tensor(order) + sequence.length, torch.arange(len(order)) + sequence.length
+        first = sequence.length // PAGE
+        pages = [sequence.blocks[i] for i in range(first, max(sequence.blocks) + 1)]
+        back = first * PAGE
+        move_rows(r.arena, self.shape, torch.tensor(pages), source - back, target - back)
 
     def commit(self, rows: StepRows, kept: Seq[int]) -> None:
         super().commit(rows, kept)
         for sequence in rows.sequences:
             assert isinstance(sequence, StreamingSequence)
-            recent = max(0, sequence.length - self.sinks)
-            # The next query sees keys from here on.
-            first = recent - self.window + 1
-            expired = (first - sequence.dropped) // PAGE
-            if expired > 0:
-                self.pool.free(sequence.blocks[:expired])
-                del sequence.blocks[:expired]
-                sequence.dropped += expired * PAGE
-                self._write_tables(sequence)
-            self._sink.start[sequence.slot] = min(sequence.length, self.sinks)
-            self._recent.start[sequence.slot] = recent - sequence.dropped
+            self._rows.start[sequence.slot] = sequence.length
+            first = self._wanted(sequence.length, sequence.length).start
+            expired = [i for i in sequence.blocks if self.sink_blocks <= i < first]
+            if expired:
+                self.pool.free([sequence.blocks.pop(i) for i in expired])
 
     @property
     def bytes_capacity(self) -> int:
@@ -226,7 +203,7 @@ class Streaming(KVCache):
 
     def held_by(self, sequence: Sequence) -> int:
         assert isinstance(sequence, StreamingSequence)
-        return (len(sequence.sink_blocks) + len(sequence.blocks)) * self.pool.page_bytes
+        return len(sequence.blocks) * self.pool.page_bytes
 
     def read_per_step(self, sequence: Sequence) -> int:
         return min(sequence.length, self.sinks + self.window) * self.shape.token_bytes

@@ -23,16 +23,19 @@ struct Paged {           // mirrored field by field in kernels/native.py
   const int32_t* depth;  // optional: how many tokens of its own path a new row ends, itself included (trees)
   const int32_t* head_window;           // optional [G]: as `window`, head by head
   const int32_t* head_sinks;            // with it [G]: first keys that a row sees besides its window
+  const float* q_sinks;                 // optional [N, H, d]: what asks those keys instead of q (other positions)
   i64 table_seq, table_head, table_layer;            // strides of `table`
   i64 page_mul, page_add, page_head, page_layer;     // page = table[...] * page_mul + page_add + head * page_head
   i64 start_seq, start_head, start_layer;            // strides of `start`
   int32_t n_spans, window, causal_new;  // window: keys a row may look back on, itself included; 0 = all
+  int32_t fixed, ring;                  // ring > 0: table entries from `fixed` on are used again every `ring` pages
   int32_t share;                        // whether spans whose tables begin alike attend to that part together
   int32_t H, G, d;
   float scale;
 };
 
 static inline i64 page_of(const Paged& c, int seq, int g, int j) {
+  if (c.ring && j >= c.fixed) j = c.fixed + (j - c.fixed) % c.ring;
   return (i64)c.table[seq * c.table_seq + g * c.table_head + j] * c.page_mul + c.page_add + g * c.page_head;
 }
 // The same rows one layer on.
@@ -140,9 +143,11 @@ static void values_of(const float* const* p, const E* const* pages, int from, in
 
 // Scratch of one thread; sized once per step.
 struct Scratch {
-  Floats q, s, out;
+  Floats q, s, out, q_sinks, s_sinks;
   void size(int d) {
     q.resize((size_t)MAX_ROWS * d);
+    q_sinks.resize((size_t)MAX_ROWS * d);
+    s_sinks.resize((size_t)MAX_ROWS * SUPER);
     out.resize((size_t)MAX_ROWS * d);
     s.resize((size_t)MAX_ROWS * SUPER);
   }
@@ -173,7 +178,8 @@ static inline Seen visible(const Paged& c, int g, int base, int i, int row, int 
   const int end = c.depth ? base + c.depth[row] : s.hi;  // in a tree, siblings do not push the window on
   const int window = c.head_window ? c.head_window[g] : c.window;
   s.lo = window && end > window ? end - window : 0;
-  s.sinks = c.head_window && c.head_sinks[g] < s.lo ? c.head_sinks[g] : 0;
+  s.sinks = c.head_window ? c.head_sinks[g] : 0;
+  if (s.sinks >= s.lo) s.sinks = s.lo = 0;  // nothing lies in between
   return s;
 }
 
@@ -233,6 +239,8 @@ static void attend_item(const Paged& c, const Source& source, Scratch& w, States
   const int begun = shared ? states.begun[span] : 0;
   const float *qp[MAX_ROWS], *pp[MAX_ROWS];
   float *sp[MAX_ROWS], *op[MAX_ROWS];
+  const float* q2[MAX_ROWS];
+  float* s2[MAX_ROWS];
   Row rows[MAX_ROWS];
   Seen seen[MAX_ROWS];
   int first = 1 << 30, last = 0, sinks = 0;
@@ -244,6 +252,13 @@ static void attend_item(const Paged& c, const Source& source, Scratch& w, States
     qp[r] = dst;
     op[r] = rows[r].out = w.out.data() + (i64)r * d;
     pp[r] = sp[r] = w.s.data() + (i64)r * SUPER;
+    if (c.q_sinks) {
+      float* to = w.q_sinks.data() + (i64)r * d;
+      const float* from = c.q_sinks + (src - q);
+      for (int k = 0; k < d; k++) to[k] = from[k] * c.scale;
+      q2[r] = to;
+      s2[r] = w.s_sinks.data() + (i64)r * SUPER;
+    }
     if (begun) {
       const float* state = states.at(c, s[1] + i, head);
       rows[r].m = state[0];
@@ -258,10 +273,28 @@ static void attend_item(const Paged& c, const Source& source, Scratch& w, States
     if (seen[r].sinks > sinks) sinks = seen[r].sinks;
   }
   for (int sb = sinks ? 0 : (first > begun ? first : begun) / SUPER * SUPER; sb < last; sb += SUPER) {
-    if (sb >= sinks && sb + SUPER <= first) continue;  // between the sinks and every row's window
+    if (sb >= sinks && sb + SUPER <= first) {  // between the sinks and every row's window
+      sb = first / SUPER * SUPER - SUPER;
+      continue;
+    }
     const int count = last - sb < SUPER ? last - sb : SUPER, n_pages = (count + PAGE - 1) / PAGE;
     auto inside = [&](int key) { return key < sb ? 0 : (key - sb > n_pages * PAGE ? n_pages * PAGE : key - sb); };
-    source.scores(qp, RT, sb, n_pages, sp);
+    // Pages that no row sees may be gone: [gap, from) of this superblock.
+    const int gap = (inside(sinks) + PAGE - 1) / PAGE, from = inside(first) / PAGE > gap ? inside(first) / PAGE : gap;
+    auto parts = [&](auto f) {
+      if (from == gap) return f(0, n_pages);
+      if (gap) f(0, gap);
+      if (from < n_pages) f(from, n_pages);
+    };
+    parts([&](int a, int b) {
+      float* at[MAX_ROWS];
+      for (int r = 0; r < RT; r++) at[r] = sp[r] + a * PAGE;
+      source.scores(qp, RT, sb + a * PAGE, b - a, at);
+    });
+    if (c.q_sinks && gap) {
+      source.scores(q2, RT, sb, gap, s2);
+      for (int r = 0; r < RT; r++) memcpy(sp[r], s2[r], inside(seen[r].sinks) * sizeof(float));
+    }
     for (int r = 0; r < RT; r++) {
       const int i = (pair0 + (r < R ? r : R - 1)) / group, b = inside(seen[r].hi);
       float* x = sp[r];
@@ -272,7 +305,11 @@ static void attend_item(const Paged& c, const Source& source, Scratch& w, States
           if (!c.mask[mask_at[span] + (i64)i * n_new + (sb + j - base)]) x[j] = -INFINITY;
       take_scores(rows[r], x, n_pages * PAGE, d);
     }
-    source.values(pp, RT, sb, count, op);
+    parts([&](int a, int b) {
+      const float* at[MAX_ROWS];
+      for (int r = 0; r < RT; r++) at[r] = pp[r] + a * PAGE;
+      source.values(at, RT, sb + a * PAGE, (b * PAGE < count ? b * PAGE : count) - a * PAGE, op);
+    });
   }
   for (int r = 0; r < R; r++) {
     const Row& row = rows[r];

@@ -25,6 +25,7 @@ struct Shape {
 struct Step {
   const i64* tokens;
   const float *cos, *sin;      // [N, d / 2]
+  const float *cos_sinks, *sin_sinks;  // optional: of the positions from which a window's sinks are asked
   const int32_t* logit_rows;   // rows whose logits are wanted
   float *logits, *hidden;      // [n_logits, vocab]; optional [N, D] after the final norm
   int32_t n, n_logits;
@@ -54,7 +55,7 @@ static inline void rms_scale(const float* x, int n, float eps, const float* w, f
 struct Model {
   Shape s;
   Team& team;
-  Floats x, q, k, v, attn, gate;
+  Floats x, q, k, v, attn, gate, q_sinks;
   std::vector<Scratch> scratch;
   Rows in, mid, act;  // inputs of qkv and gate/up, of o, of down
   std::vector<i64> mask_at;
@@ -188,9 +189,11 @@ struct Model {
     find_masks(rows);
     runs.find(rows, states.begun);
     if (runs.any()) states.size(rows, st.n);
+    if (st.cos_sinks && q_sinks.size() < q.size()) q_sinks.resize(q.size());
     team.run([&](int t) {
       const int n = st.n;
       Paged c = rows;
+      c.q_sinks = st.cos_sinks ? q_sinks.data() : nullptr;
       embed<W>(t, st.tokens, n, x.data());
       team.barrier(t);
       for (int i = 0; i < s.n_layers; i++) {
@@ -203,6 +206,11 @@ struct Model {
         head_norms(t, l, n, q.data(), k.data());
         Range r = share(n, 1, t, team.n);
         for (int j = r.begin; j < r.end; j++) {
+          if (c.q_sinks) {
+            const i64 at = (i64)j * s.H * s.d;
+            memcpy(q_sinks.data() + at, q.data() + at, (size_t)s.H * s.d * sizeof(float));
+            rotate(q_sinks.data() + at, s.H, s.d, st.cos_sinks + (i64)j * s.d / 2, st.sin_sinks + (i64)j * s.d / 2);
+          }
           rotate(q.data() + (i64)j * s.H * s.d, s.H, s.d, st.cos + (i64)j * s.d / 2, st.sin + (i64)j * s.d / 2);
           rotate(k.data() + (i64)j * s.G * s.d, s.G, s.d, st.cos + (i64)j * s.d / 2, st.sin + (i64)j * s.d / 2);
         }
