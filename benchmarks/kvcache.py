@@ -23,7 +23,6 @@ import argparse
 import contextlib
 import gc
 import random
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +32,6 @@ import _models
 from _analytic import Text, analytic_bytes
 from _common import (
     Claim,
-    Sample,
     Table,
     alternate,
     arguments,
@@ -45,10 +43,9 @@ from _common import (
     ratio,
     ratio_text,
 )
-from _contenders import greedy
+from _under_way import UnderWay
 
 from trimtab import Engine, Model
-from trimtab.engine.request import Request
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.corpus import load_text
 from trimtab.evaluation.memory import kv_numbers_per_token
@@ -203,19 +200,20 @@ class KVCacheBenchmark:
         rng = random.Random(o.seed)
         text = self.measured.read_text(encoding="utf-8")
         prompts = make_prompts(model.tokenizer, text, rng, batch, context - decoded)
-        texts: dict[str, Texts] = {}
+        texts: dict[str, UnderWay] = {}
         for policy in self.policies:
             row = self._row(context, False, policy)
             if row.why is None:
                 progress(f"prompts of {len(prompts[0])} tokens x {batch}: {policy}")
                 with self._refusals(row):
-                    texts[policy] = Texts(self._engine(model, policy, context, batch), prompts)
+                    engine = self._engine(model, policy, context, batch)
+                    texts[policy] = UnderWay(engine, prompts, warm_up=prompts[0][:64])
         turns = {name: (lambda t=t: t.decode(o.tokens)) for name, t in texts.items()}
         samples = alternate(turns, o.rounds)
         for policy, t in texts.items():
             taken = samples[policy]
-            self._row(context, False, policy).speeds[batch] = t.bytes() | {
-                "ttft_s": t.ttft,
+            self._row(context, False, policy).speeds[batch] = bytes_of(t) | {
+                "ttft_s": t.ttft_s,
                 "tokens_s": rate(taken),
                 "token_ms": 1e3 * batch / rate(taken),
                 "rounds": [s.rate for s in taken],
@@ -353,66 +351,31 @@ class KVCacheBenchmark:
         finish("kvcache", tables, self.claims(), record, self.options, self.options.seed)
 
 
-class Texts:
-    """An engine with several texts under way, all prompts computed."""
-
-    def __init__(self, engine: Engine, prompts: list[list[int]]) -> None:
-        self.engine = engine
-        self.prompt = len(prompts[0])
-        engine.generate(prompts[0][:64], greedy(2))  # sizes every buffer
-        engine.reset_stats()
-        room = engine.model.config.context_length - self.prompt
-        self.requests: list[Request] = [r for p in prompts for r in engine.submit(p, greedy(room))]
-        while not all(r.output_ids for r in self.requests):
-            engine.step()
-            self._raise()
-        seen = sorted(r.metrics.token_times[0] for r in self.requests)
-        self.ttft = seen[len(seen) // 2]
-        self.prompt_moved = engine.stats().kv_bytes_moved
-        engine.reset_stats()
-
-    def _raise(self) -> None:
-        for request in self.requests:
-            if request.error:
-                raise TrimtabError(request.error)
-
-    def decode(self, tokens: int) -> Sample:
-        """`tokens` more tokens of each text."""
-        start = time.perf_counter()
-        for _ in range(tokens):
-            self.engine.step()
-        seconds = time.perf_counter() - start
-        return Sample(tokens * len(self.requests), seconds, seconds / tokens)
-
-    def bytes(self) -> dict[str, Any]:
-        """What a text holds now, and what it should."""
-        self._raise()
-        engine, config = self.engine, self.engine.model.config
-        held = exact = numbers = 0.0
-        known = True
-        for request in self.requests:
-            assert request.sequence is not None
-            length = request.sequence.length
-            text = Text(self.prompt, length, config, engine.model.dtype.itemsize)
-            one = analytic_bytes(engine.plan.cache, text)
-            known &= one is not None
-            exact += one or 0
-            held += engine.cache.held_by(request.sequence)
-            numbers += length * kv_numbers_per_token(config)
-        stats, count = engine.stats(), len(self.requests)
-        return {
-            "held": round(held / count),
-            "held_by_all": stats.kv_bytes_held,
-            "analytic": exact / count if known else None,
-            "bits": 8 * held / numbers,
-            "moved_per_token": stats.kv_bytes_moved / stats.tokens,
-            "moved_per_prompt": self.prompt_moved / count,
-            "read_per_step": sum(engine.cache.read_per_step(r.sequence) for r in self.requests if r.sequence),
-            "tokens": numbers / count / kv_numbers_per_token(config),
-        }
-
-    def close(self) -> None:
-        self.engine.cancel(self.requests)
+def bytes_of(texts: UnderWay) -> dict[str, Any]:
+    """What a text holds now, and what it should."""
+    engine, config = texts.engine, texts.engine.model.config
+    held = exact = numbers = 0.0
+    known = True
+    for request in texts.requests:
+        assert request.sequence is not None
+        length = request.sequence.length
+        text = Text(request.prompt_length, length, config, engine.model.dtype.itemsize)
+        one = analytic_bytes(engine.plan.cache, text)
+        known &= one is not None
+        exact += one or 0
+        held += engine.cache.held_by(request.sequence)
+        numbers += length * kv_numbers_per_token(config)
+    stats, count = engine.stats(), len(texts.requests)
+    return {
+        "held": round(held / count),
+        "held_by_all": stats.kv_bytes_held,
+        "analytic": exact / count if known else None,
+        "bits": 8 * held / numbers,
+        "moved_per_token": stats.kv_bytes_moved / stats.tokens,
+        "moved_per_prompt": texts.prompt_moved / count,
+        "read_per_step": texts.read_per_step,
+        "tokens": numbers / count / kv_numbers_per_token(config),
+    }
 
 
 def _value(result: TaskResult, name: str) -> float:
