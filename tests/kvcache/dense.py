@@ -33,6 +33,7 @@ class Dense:
     length: int = 0
     k: dict[int, Tensor] = field(default_factory=dict)  # layer: [G, T, d], rotated
     v: dict[int, Tensor] = field(default_factory=dict)
+    inputs: dict[int, Tensor] = field(default_factory=dict)  # layer: [1, D], what enters it now
 
     def attend(self, model: Model, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         at = torch.tensor([self.length])
@@ -167,6 +168,7 @@ class DenseSnapKV(Dense):
 def score(model: Model, policy: Dense, context: list[int], continuation: list[int]) -> list[float]:
     """Log-probabilities of the continuation under the policy."""
     policy.prompt_length = len(context)
+    policy.inputs = {layer: torch.empty(0) for layer in range(model.config.num_layers)}
     found = []
     tokens = context + continuation
     for i, token in enumerate(tokens[:-1]):
@@ -174,6 +176,7 @@ def score(model: Model, policy: Dense, context: list[int], continuation: list[in
             torch.tensor([token]),
             torch.tensor([i]),
             lambda *call: policy.attend(model, *call),
+            policy.inputs,
         )
         policy.length += 1
         policy.commit()

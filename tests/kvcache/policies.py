@@ -31,6 +31,8 @@ LOSSY = {
     "h2o, mostly heavy": "h2o:budget=33,recent=0.1",
     "snapkv": "snapkv:budget=48,window=16",
     "snapkv, max": "snapkv:budget=40,window=5,kernel=7,pooling=max",
+    "rotatekv 2 bits": "rotatekv:bits=2,group_size=16,sinks=3,reorder=false",
+    "rotatekv 3 bits, folded": "rotatekv:bits=3,group_size=32,heads=1,sinks=0,reorder=false,fold=true",
 }
 
 # Settings that lose nothing of a text within the context.
@@ -40,6 +42,7 @@ IDENTITY = {
     "kivi": "kivi:bits=16,group_size=16,residual=32",
     "h2o": "h2o:budget=10000",
     "snapkv": "snapkv:budget=10000,window=5",
+    "rotatekv": "rotatekv:bits=16,reorder=false",
 }
 
 

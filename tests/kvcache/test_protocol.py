@@ -68,6 +68,7 @@ def step(
     for layer in range(LAYERS):
         parts = [t.rows(layer, list(range(s.length, s.length + count)), junk) for s, t, count, junk in work]
         q, k, v = (torch.cat([p[i] for p in parts]).contiguous() for i in range(3))
+        cache.layer_input(layer, k.flatten(1), rows)
         out = cache.attend(layer, q, k, v, rows)
         for i, ((begin, _), (_, _, count, _)) in enumerate(zip(bounds, work, strict=True)):
             outs[i].append(out[begin : begin + count].clone())
@@ -195,6 +196,12 @@ def per_head_bytes(rows: int, notes: int = 0) -> int:
     return LAYERS * G * (pages(rows) * 16 * 2 * D * 4 + rows * notes)
 
 
+def rotatekv_bytes(length: int, bits: int, group: int, kept: int) -> float:
+    """Codes and two float16 constants a group of K and of V, tokens kept, and the page begun in full."""
+    coded = pages(length) * 16 * LAYERS * 2 * G * D * (bits / 8 + 4 / group)
+    return coded + kept * LAYERS * 2 * G * D * 4 + (pages(length) - length // 16) * 16 * TOKEN_BYTES
+
+
 ANALYTIC: dict[str, Callable[[int], float]] = {
     "full": full_bytes,
     "streaming": lambda n: streaming_bytes(n, 4, 28),
@@ -207,6 +214,8 @@ ANALYTIC: dict[str, Callable[[int], float]] = {
     "h2o, mostly heavy": lambda n: per_head_bytes(33, notes=8),
     "snapkv": lambda n: per_head_bytes(48 + n - 100),
     "snapkv, max": lambda n: per_head_bytes(40 + n - 100),
+    "rotatekv 2 bits": lambda n: rotatekv_bytes(n, 2, 16, kept=3),
+    "rotatekv 3 bits, folded": lambda n: rotatekv_bytes(n, 3, 32, kept=0),
 }
 
 

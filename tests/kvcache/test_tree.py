@@ -58,6 +58,7 @@ def tree_step(cache: KVCache, work: list[tuple[Sequence, Text]]) -> list[list[to
                 q[wrong], k[wrong], v[wrong] = 3.0, -5.0, 9.0
             parts.append((q, k, v))
         q, k, v = (torch.cat([p[i] for p in parts]).contiguous() for i in range(3))
+        cache.layer_input(layer, k.flatten(1), rows)
         out = cache.attend(layer, q, k, v, rows)
         for i in range(len(work)):
             outs[i].append(out[i * n : (i + 1) * n][PATH].clone())

@@ -26,6 +26,7 @@ from trimtab.engine.setup import build_cache, choose_backend
 from trimtab.errors import NumericsError, RequestError
 from trimtab.models.detokenizer import Detokenizer
 from trimtab.plan import Plan
+from trimtab.registry import KV_CACHES
 
 if TYPE_CHECKING:
     from trimtab.models.transformer import Model
@@ -77,13 +78,15 @@ class Engine:
         self.threads = plan.threads or len(os.sched_getaffinity(0))
         if plan.threads:
             torch.set_num_threads(plan.threads)
-        kernels, native = choose_backend(model, plan.backend, self.threads, wait_for_kernels)
+        # The policy's form of the model runs; `self.model` and what was fitted for it stay the base model.
+        running = KV_CACHES.get(plan.cache.name).cls.prepare(model, plan.cache.options)
+        kernels, native = choose_backend(running, plan.backend, self.threads, wait_for_kernels)
         self.backend = "torch" if native is None else "native"
         self.cache = build_cache(model, plan, kernels)
         # With dynamic rope scaling stored keys depend on the length of the text they were computed in.
         share = plan.prefix_caching and not model.rotary.length_dependent
         self.scheduler = Scheduler(self.cache, plan.max_batch, plan.max_step_tokens, share)
-        self.runner = Runner(model, self.cache, native, plan.max_step_tokens, plan.max_batch)
+        self.runner = Runner(running, self.cache, native, plan.max_step_tokens, plan.max_batch)
         eos_ids = frozenset(model.config.eos_token_ids)
         if model.tokenizer is not None:
             eos_ids |= model.tokenizer.eos_ids

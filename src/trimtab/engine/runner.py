@@ -113,6 +113,8 @@ class Runner:
         for layer in range(self.cache.shape.num_layers):
             if layer in out.residuals:
                 out.residuals[layer] = x.clone()
+            if self.cache.wants_layer_input:
+                self.cache.layer_input(layer, x, rows)
             q, k, v = native.layer_in(layer, x)
             native.layer_out(layer, x, self.cache.attend(layer, q, k, v, rows))
         out.logits = native.finish(x, wanted, out.hidden)
@@ -121,14 +123,21 @@ class Runner:
     def _run_torch(self, tokens: Tensor, out: StepOutput, wanted: Tensor, hidden: bool) -> None:
         rows = out.rows
         wide = not isinstance(self.cache.shape.kernels, TorchKernels)  # the C++ kernels take float32 rows
+        wanted_inputs = range(self.cache.shape.num_layers) if self.cache.wants_layer_input else ()
+        residuals = dict.fromkeys([*out.residuals, *wanted_inputs], _NONE)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if wanted_inputs:
+                self.cache.layer_input(layer, residuals[layer].float(), rows)
+                if layer not in out.residuals:
+                    del residuals[layer]
             if not wide:
                 return self.cache.attend(layer, q, k, v, rows)
             q32, k32, v32 = (x.float().contiguous() for x in (q, k, v))
             return self.cache.attend(layer, q32, k32, v32, rows).to(q.dtype)
 
-        states = self.model.run(tokens.to(self.device), rows.positions.to(self.device), attend, out.residuals)
+        states = self.model.run(tokens.to(self.device), rows.positions.to(self.device), attend, residuals)
+        out.residuals = residuals
         if hidden:
             out.hidden = states.float()
         if wanted.numel():

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from trimtab.kernels.native import Library
     from trimtab.models.config import ModelConfig
     from trimtab.models.rotary import Rotary
+    from trimtab.models.transformer import Model
     from trimtab.plan import MethodChoice, Plan
 
 
@@ -113,6 +114,7 @@ class KVCache(ABC):
     shares_prefix: ClassVar[bool] = False  # requests with a common beginning may share its rows
     chunks_generated: bool = True  # generated tokens may be recomputed several at a time
     endless: ClassVar[bool] = False  # texts longer than the model's context are fine
+    wants_layer_input: bool = False  # call `layer_input` before each layer
     # What a combination takes it for: `keep` chooses rows, `store` says in which form, `place` says where.
     stage: ClassVar[Literal["alone", "keep", "store", "place"]] = "alone"
     alone_because: ClassVar[str] = ""  # why it combines with nothing
@@ -129,6 +131,11 @@ class KVCache(ABC):
     def problems(options: Any, plan: Plan, config: ModelConfig) -> list[str]:
         """Every reason why this policy cannot run in `plan` on a model of `config`."""
         return []
+
+    @classmethod
+    def prepare(cls, model: Model, options: Any) -> Model:
+        """The model to run: itself, or a copy of the same function that suits the policy."""
+        return model
 
     @staticmethod
     def drops_settled(options: Any) -> bool:
@@ -175,6 +182,9 @@ class KVCache(ABC):
 
     def begin(self, rows: StepRows) -> None:
         """Called once before the first layer."""
+
+    def layer_input(self, layer: int, x: Tensor, rows: StepRows) -> None:
+        """The residual stream [N, D] of the new rows that enters a layer, for those that want it."""
 
     @abstractmethod
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rows: StepRows) -> Tensor:

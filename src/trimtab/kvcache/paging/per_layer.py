@@ -222,7 +222,7 @@ class PerLayerRows:
 
 @dataclass(eq=False)
 class PerLayerSequence(Sequence):
-    notes: dict[str, Any] = field(default_factory=dict)  # of the step under way
+    notes: dict[int, Tensor] = field(default_factory=dict)  # of the step under way, layer by layer
 
 
 class PerLayerCache(KVCache):
