@@ -33,6 +33,8 @@ LOSSY = {
     "snapkv, max": "snapkv:budget=40,window=5,kernel=7,pooling=max",
     "rotatekv 2 bits": "rotatekv:bits=2,group_size=16,sinks=3,reorder=false",
     "rotatekv 3 bits, folded": "rotatekv:bits=3,group_size=32,heads=1,sinks=0,reorder=false,fold=true",
+    "retrieval heads": "retrieval_heads:heads=0-1,sinks=4,window=28",
+    "retrieval heads, none kept": "retrieval_heads:keep=0,sinks=20,window=5",
 }
 
 # Settings that lose nothing of a text within the context.
@@ -43,6 +45,7 @@ IDENTITY = {
     "h2o": "h2o:budget=10000",
     "snapkv": "snapkv:budget=10000,window=5",
     "rotatekv": "rotatekv:bits=16,reorder=false",
+    "retrieval_heads": "retrieval_heads:heads=0-0+0-1+1-0+1-1,window=1",
 }
 
 

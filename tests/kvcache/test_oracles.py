@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kvcache.dense import Dense, DenseH2O, DenseKivi, DenseSnapKV, DenseStreaming, score
+from kvcache.dense_retrieval import DenseRetrievalHeads
 from kvcache.dense_rotatekv import DenseRotateKV
 from kvcache.policies import LOSSY, make_engine, small_model, text
 
@@ -25,6 +26,8 @@ TWINS: dict[str, Callable[[], Dense]] = {
     "rotatekv 2 bits": lambda: DenseRotateKV(bits=2, group=16, clip=0.8, sinks=3),
     "rotatekv 3 bits, folded": lambda: DenseRotateKV(bits=3, group=32, heads=1),
     "snapkv, max": lambda: DenseSnapKV(budget=40, window=5, kernel=7, pooling="max"),
+    "retrieval heads": lambda: DenseRetrievalHeads(whole=((0, 1),), sinks=4, window=28),
+    "retrieval heads, none kept": lambda: DenseRetrievalHeads(sinks=20, window=5),
 }
 # The ablation with logical positions has no twin of its own: it is the full cache with rows hidden.
 PAIRS = [(text(n, n), text(m, n + 1)) for n, m in ((1, 70), (64, 40), (100, 50))]

@@ -36,7 +36,10 @@ class PerHeadRows(HeadRows):
         heads = (shape.max_sequences, shape.num_layers, shape.num_kv_heads)
         self.table = torch.zeros(*heads, self.per_head, dtype=torch.int32)
         self.length = torch.zeros(*heads, dtype=torch.int32)  # committed rows
-        self._pages = torch.zeros(*heads, dtype=torch.int32)  # pages held
+        self._pages = torch.zeros(*heads, dtype=torch.int32)  # pages held, and dropped ones between them
+        self._dropped = torch.zeros(*heads, dtype=torch.int32)
+        self._window = torch.zeros(heads[1:], dtype=torch.int32)  # 0 = the head sees all its rows
+        self._sinks = 0
         self._call = PagedRows(
             arena=self.pool.view(shape.dtype),
             table=self.table,
@@ -58,6 +61,40 @@ class PerHeadRows(HeadRows):
     def open(self, slot: int, prompt_length: int = 0) -> None:
         self.length[slot] = 0
         self._pages[slot] = 0
+        self._dropped[slot] = 0
+
+    def look_back(self, window: Tensor, sinks: int) -> None:
+        """Let a row of head (l, g) see the first `sinks` rows and the latest `window[l, g]`, itself included.
+
+        `window` int32 [L, G], 0 = all; to be said before the first row. `drop_unseen` frees the others.
+        """
+        self._window, self._sinks = window, sinks
+        for call in (self._call, self._whole):
+            call.head_window, call.head_sinks = window.flatten(), torch.full_like(window, sinks).flatten()
+
+    def drop_unseen(self, slot: int) -> None:
+        """Free the pages that no later row sees.
+
+        Rows keep their places, so that sums go on in the same order. The first page always stays: a
+        dropped one's entry in the table points there, since kernels may read what they then mask.
+        """
+        first = self._first_dropped
+        unseen = (self.length[slot] + 1 - self._window) // PAGE - first
+        unseen = torch.where(self._window > 0, unseen, 0)
+        freed: list[int] = []
+        for layer, head in (unseen > self._dropped[slot]).nonzero().tolist():
+            table, more = (
+                self.table[slot, layer, head],
+                slice(first + int(self._dropped[slot, layer, head]), first + int(unseen[layer, head])),
+            )
+            freed += table[more].tolist()
+            table[more] = table[0]
+        self.pool.free(freed)
+        self._dropped[slot] = torch.maximum(self._dropped[slot], unseen)
+
+    @property
+    def _first_dropped(self) -> int:
+        return max(1, -(-self._sinks // PAGE))
 
     def reserve(self, slot: int, count: int, beside: int = 0) -> bool:
         """Room for `count` rows more in every head while the policy holds `beside` bytes elsewhere.
@@ -99,6 +136,7 @@ class PerHeadRows(HeadRows):
         call.start = self.length if start is None else start
         call.table_offset = layer * self.shape.num_kv_heads * self.per_head
         call.start_offset = layer * self.shape.num_kv_heads
+        call.head_offset = call.start_offset
         call.window = self.shape.windows[layer] or 0
         return call
 
@@ -186,13 +224,17 @@ class PerHeadRows(HeadRows):
         freed: list[int] = []
         for layer, head in extra.nonzero().tolist():
             first, end = int(need[layer, head]), int(self._pages[slot, layer, head])
-            freed += self.table[slot, layer, head, first:end].tolist()
+            gap = int(self._dropped[slot, layer, head])
+            held = self.table[slot, layer, head].tolist()
+            held[self._first_dropped : self._first_dropped + gap] = [-1] * gap
+            freed += [page for page in held[first:end] if page >= 0]
         self.pool.free(freed)
         self._pages[slot] = need
 
     def close(self, slot: int) -> None:
         self.length[slot] = 0
         self._shrink(slot)
+        self._dropped[slot] = 0
 
     @property
     def bytes_capacity(self) -> int:
@@ -203,11 +245,15 @@ class PerHeadRows(HeadRows):
         return self.pool.bytes_used
 
     def held(self, slot: int) -> int:
-        return int(self._pages[slot].sum()) * self.pool.page_bytes
+        return int((self._pages - self._dropped)[slot].sum()) * self.pool.page_bytes
 
     def read(self, slot: int) -> int:
-        return int(self.length[slot].sum()) * self.shape.row_bytes
+        length = self.length[slot]
+        seen = torch.where(self._window > 0, length.clamp(max=self._window + self._sinks), length)
+        return int(seen.sum()) * self.shape.row_bytes
 
     def check(self) -> None:
         self.arena.check()
-        assert int(self._pages.sum()) == self.pool.used, "pages held by heads and pages used differ"
+        assert int((self._pages - self._dropped).sum()) == self.pool.used, (
+            "pages held by heads and pages used differ"
+        )
