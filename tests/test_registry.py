@@ -34,9 +34,7 @@ def package(tmp_path, monkeypatch):
     (folder / "shared" / "__init__.py").write_text("")
     (folder / "base.py").write_text("raise RuntimeError('base must not count as a method')")
     (folder / "quick.py").write_text(
-        "import seamful\n"
-        "@seamful.REGISTRY.add(card=seamful.CARD)\n"
-        "class Quick: ...\n"
+        "import seamful\n@seamful.REGISTRY.add(card=seamful.CARD)\nclass Quick: ...\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     import seamful

@@ -43,7 +43,7 @@ class Dense:
         keys, values = self.see(layer)
         p = self.probabilities(q, keys)
         self.note(layer, q, p)
-        return torch.einsum("gnt,gtd->gnd", p, values).flatten(0, 1)[None]
+        return torch.einsum("gnt,gtd->gnd", self.weights(layer, p), values).flatten(0, 1)[None]
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> None:
         k, v = k.transpose(0, 1), v.transpose(0, 1)
@@ -57,6 +57,10 @@ class Dense:
 
     def see(self, layer: int) -> tuple[Tensor, Tensor]:
         return self.k[layer], self.v[layer]
+
+    def weights(self, layer: int, p: Tensor) -> Tensor:
+        """What values are weighed with, given the probabilities."""
+        return p
 
     def note(self, layer: int, q: Tensor, p: Tensor) -> None: ...
 

@@ -31,6 +31,10 @@ LOSSY = {
     "h2o, mostly heavy": "h2o:budget=33,recent=0.1",
     "snapkv": "snapkv:budget=48,window=16",
     "snapkv, max": "snapkv:budget=40,window=5,kernel=7,pooling=max",
+    "kcache": "kcache:n=4",
+    "kcache, renormalized": "kcache:n=3,renormalize=true,full_layers=1",
+    "snapkv + kcache": "snapkv:budget=48,window=16+kcache:n=4",
+    "h2o + kcache": "h2o:budget=40+kcache:n=4",
     "rotatekv 2 bits": "rotatekv:bits=2,group_size=16,sinks=3,reorder=false",
     "rotatekv 3 bits, folded": "rotatekv:bits=3,group_size=32,heads=1,sinks=0,reorder=false,fold=true",
     "retrieval heads": "retrieval_heads:heads=0-1,sinks=4,window=28",
@@ -44,6 +48,7 @@ IDENTITY = {
     "kivi": "kivi:bits=16,group_size=16,residual=32",
     "h2o": "h2o:budget=10000",
     "snapkv": "snapkv:budget=10000,window=5",
+    "kcache": "kcache:n=10000",
     "rotatekv": "rotatekv:bits=16,reorder=false",
     "retrieval_heads": "retrieval_heads:heads=0-0+0-1+1-0+1-1,window=1",
 }

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kvcache.dense import Dense, DenseH2O, DenseKivi, DenseSnapKV, DenseStreaming, score
+from kvcache.dense_offload import DenseH2OOnKCache, DenseKCache, DenseSnapKVOnKCache
 from kvcache.dense_retrieval import DenseRetrievalHeads
 from kvcache.dense_rotatekv import DenseRotateKV
 from kvcache.policies import LOSSY, make_engine, small_model, text
@@ -26,6 +27,10 @@ TWINS: dict[str, Callable[[], Dense]] = {
     "rotatekv 2 bits": lambda: DenseRotateKV(bits=2, group=16, clip=0.8, sinks=3),
     "rotatekv 3 bits, folded": lambda: DenseRotateKV(bits=3, group=32, heads=1),
     "snapkv, max": lambda: DenseSnapKV(budget=40, window=5, kernel=7, pooling="max"),
+    "kcache": lambda: DenseKCache(n=4),
+    "kcache, renormalized": lambda: DenseKCache(n=3, renormalize=True, full_layers=1),
+    "snapkv + kcache": lambda: DenseSnapKVOnKCache(n=4, budget=48, window=16),
+    "h2o + kcache": lambda: DenseH2OOnKCache(n=4, budget=40, recent=20),
     "retrieval heads": lambda: DenseRetrievalHeads(whole=((0, 1),), sinks=4, window=28),
     "retrieval heads, none kept": lambda: DenseRetrievalHeads(sinks=20, window=5),
 }
@@ -49,7 +54,9 @@ def test_scores_are_those_of_the_dense_twin(name: str, backend: str) -> None:
     scored = make_engine(LOSSY[name], backend, max_step_tokens=33).score(PAIRS)
     got = torch.tensor([x for s in scored for x in s.logprobs])
     difference = (got - truth(name)).abs()
-    if name.startswith(("kivi", "rotatekv")):  # a last bit may tip a code over, which moves later tokens a bit
+    if name.startswith(
+        ("kivi", "rotatekv")
+    ):  # a last bit may tip a code over, which moves later tokens a bit
         assert difference.quantile(0.9) < 1e-3 and difference.mean() < 5e-3
     else:
         assert difference.max() < 1e-4

@@ -192,6 +192,11 @@ def kivi_bytes(length: int, bits: int, group: int, residual: int) -> float:
     return heads * (packed_keys + packed_values + full_keys + full_values)
 
 
+def keys_bytes(rows: int, near_layers: int = 0) -> int:
+    """Keys of all layers, values of the first ones."""
+    return (LAYERS + near_layers) * G * pages(rows) * 16 * D * 4
+
+
 def per_head_bytes(rows: int, notes: int = 0) -> int:
     return LAYERS * G * (pages(rows) * 16 * 2 * D * 4 + rows * notes)
 
@@ -214,6 +219,10 @@ ANALYTIC: dict[str, Callable[[int], float]] = {
     "h2o, mostly heavy": lambda n: per_head_bytes(33, notes=8),
     "snapkv": lambda n: per_head_bytes(48 + n - 100),
     "snapkv, max": lambda n: per_head_bytes(40 + n - 100),
+    "kcache": keys_bytes,
+    "kcache, renormalized": lambda n: keys_bytes(n, near_layers=1),
+    "snapkv + kcache": lambda n: keys_bytes(48 + n - 100),
+    "h2o + kcache": lambda n: keys_bytes(40) + LAYERS * G * 40 * 8,
     "rotatekv 2 bits": lambda n: rotatekv_bytes(n, 2, 16, kept=3),
     "rotatekv 3 bits, folded": lambda n: rotatekv_bytes(n, 3, 32, kept=0),
 }

@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 ModelArgument = Annotated[
     str | None,
-    typer.Argument(
-        metavar="MODEL", help="Folder or hub id. Default: the shipped model.", show_default=False
-    ),
+    typer.Argument(metavar="MODEL", help="Folder or hub id. Default: the shipped model.", show_default=False),
 ]
 PlanOption = Annotated[
     str | None,

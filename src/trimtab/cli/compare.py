@@ -38,9 +38,7 @@ def run(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Write report.html and results.jsonl there.", show_default=False
-        ),
+        typer.Option(metavar="FOLDER", help="Write report.html and results.jsonl there.", show_default=False),
     ] = None,
     dtype: common.DtypeOption = None,
     device: common.DeviceOption = None,

@@ -30,9 +30,7 @@ def run(
     backend: common.BackendOption = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Write report.html and results.jsonl there.", show_default=False
-        ),
+        typer.Option(metavar="FOLDER", help="Write report.html and results.jsonl there.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Decides every drawn question.")] = 0,
     as_json: common.JsonOption = False,

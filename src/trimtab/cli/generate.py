@@ -205,9 +205,7 @@ def _print_all(engine: Engine, prompt: str | list[int], params: SamplingParams) 
     return [completion.metrics for completion in output.outputs]
 
 
-def _record(
-    engine: Engine, prompt: str, asked: str | list[int], params: SamplingParams
-) -> dict[str, Any]:
+def _record(engine: Engine, prompt: str, asked: str | list[int], params: SamplingParams) -> dict[str, Any]:
     output = engine.generate(asked, params)[0]
     outputs = []
     for completion in output.outputs:

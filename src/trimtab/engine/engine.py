@@ -45,6 +45,8 @@ class EngineStats:
     kv_bytes_peak: int
     kv_bytes_cached: int
     kv_bytes_moved: int
+    kv_bytes_fetched: int  # of those, what came from host memory to the device
+    kv_bytes_host: int  # held in host memory; the others are the device's
     preemptions: int
     prefix_hit_tokens: int
 
@@ -248,7 +250,7 @@ class Engine:
     def _raise_errors(requests: list[Request]) -> None:
         for request in requests:
             if request.error:
-                kind = RequestError if "kv_memory" in request.error else NumericsError
+                kind = RequestError if "too little for one request" in request.error else NumericsError
                 raise kind(request.error)
 
     @staticmethod
@@ -297,6 +299,7 @@ class Engine:
             metrics = request.metrics
             metrics.kv_bytes_held = self.cache.held_by(request.sequence)
             metrics.kv_bytes_peak = max(metrics.kv_bytes_peak, metrics.kv_bytes_held)
+            metrics.kv_bytes_host = self.cache.host_held_by(request.sequence)
         self._steps += 1
         self._tokens += out.rows.positions.shape[0]
         return failed + self.outcomes.use(out.logits, owners)
@@ -327,6 +330,8 @@ class Engine:
             kv_bytes_peak=self._peak,
             kv_bytes_cached=cache.bytes_cached,
             kv_bytes_moved=cache.bytes_moved,
+            kv_bytes_fetched=cache.bytes_fetched,
+            kv_bytes_host=cache.bytes_host,
             preemptions=scheduler.preemptions,
             prefix_hit_tokens=scheduler.prefix_hit_tokens,
         )
@@ -334,7 +339,7 @@ class Engine:
     def reset_stats(self) -> None:
         """Set the counters to zero; the cache keeps its content."""
         self._steps = self._tokens = self._peak = 0
-        self.cache.bytes_moved = 0
+        self.cache.bytes_moved = self.cache.bytes_fetched = 0
         self.scheduler.preemptions = self.scheduler.prefix_hit_tokens = 0
 
 

@@ -25,6 +25,7 @@ class RequestMetrics:
     cached_prompt_tokens: int = 0  # taken over from an earlier text instead of computed
     kv_bytes_held: int = 0  # held when it was last computed, so at its end
     kv_bytes_peak: int = 0  # the most it held after any step
+    kv_bytes_host: int = 0  # held besides in host memory when it was last computed
     preemptions: int = 0
     token_times: list[float] = field(default_factory=list)
 

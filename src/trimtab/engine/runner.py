@@ -88,6 +88,7 @@ class Runner:
             cos=cos,
             sin=sin,
             bounds=bounds,
+            tokens=self._tokens[:n],
         )
         wanted[: len(logit_rows)] = logit_rows
         asked = self._wanted[: len(logit_rows)]

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from trimtab.engine.request import Request, State
 from trimtab.kvcache.base import KVCache
-from trimtab.sizes import format_bytes
 
 
 @dataclass(slots=True)
@@ -138,10 +137,9 @@ class Scheduler:
         request.sequence, request.computed = None, 0
 
     def _fail(self, request: Request) -> None:
-        bound = format_bytes(self.cache.bytes_capacity)
         message = (
-            f"kv_memory is {bound}, too little for one request of {len(request.tokens)} tokens; "
-            "raise kv_memory, shorten the prompt or choose a smaller cache"
+            f"{self.cache.exhausted}, too little for one request of {len(request.tokens)} tokens; "
+            "raise it, shorten the prompt or choose a smaller cache"
         )
         self.finish(request, "error", message)
         self.failed.append(request)

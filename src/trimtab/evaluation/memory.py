@@ -17,6 +17,17 @@ def kv_numbers_per_token(config: ModelConfig) -> int:
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim
 
 
+def host_metrics(host: Sequence[int], fetched: int, tokens: int) -> dict[str, Metric]:
+    """Bytes each request held in host memory besides, and those `fetched` from there for `tokens` tokens;
+    nothing where no host memory is used."""
+    if not any(host):
+        return {}
+    return {
+        "kv_bytes_host": Metric(mean(host), "B", "lower", n=len(host), label="KV in host memory"),
+        "kv_bytes_fetched": Metric(fetched / tokens, "B", "lower", n=tokens, label="fetched a token"),
+    }
+
+
 def held_metrics(config: ModelConfig, tokens: Sequence[int], held: Sequence[int]) -> dict[str, Metric]:
     """Metrics from the peak bytes each request `held` while it had `tokens` tokens.
 

@@ -81,6 +81,7 @@ class Library:
             "tt_rotate": [c_void_p, c_int32, c_int32, c_int32, c_void_p, c_void_p],
             "tt_write": [c_void_p, c_void_p, c_void_p, c_int32],
             "tt_attend": [c_void_p] * 5,
+            "tt_attend_top": [c_void_p] * 3 + [c_int32] * 2 + [c_void_p] * 3,
             "tt_column_sums": [c_void_p] * 4 + [c_int32, c_void_p, c_int64, c_int64],
             "tt_shared": [c_void_p, c_void_p],
             "tt_merge": [c_int32, c_int32, *[c_void_p] * 4],
@@ -133,6 +134,29 @@ class Library:
         begun = torch.zeros(rows.spans.shape[0], dtype=torch.int32)
         keys = self.lib.tt_shared(ctypes.byref(rows.as_struct()), begun.data_ptr())
         return begun, keys
+
+    def attend_top(
+        self, rows: PagedRows, q: Tensor, n: int, renormalize: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `attend`, but only the values of each query head's `n` largest probabilities are fetched.
+
+        The probabilities are those of the softmax over all keys; `renormalize` makes the chosen ones sum to
+        one. Also returns how many rows of values each row and KV head needed: int32 [N, G].
+        """
+        out = torch.zeros_like(q)
+        lse = torch.full(q.shape[:2], -torch.inf)
+        fetched = torch.zeros(q.shape[0], rows.num_kv_heads, dtype=torch.int32)
+        self.lib.tt_attend_top(
+            self.team,
+            ctypes.byref(rows.as_struct()),
+            q.data_ptr(),
+            n,
+            renormalize,
+            out.data_ptr(),
+            lse.data_ptr(),
+            fetched.data_ptr(),
+        )
+        return out, lse, fetched
 
     def merge(self, segments: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Attention [N, H, d] over the union of segments (out, logsumexp); the first one is overwritten."""

@@ -3,7 +3,8 @@
 A page holds 16 tokens of one layer's one KV head, K as [d, 16] and then V as [16, d]. The page of
 sequence `s`, head `g`, page index `j` is `table[offset + s * table_seq + g * table_head + j] * page_mul +
 page_add + g * page_head`. With a table per sequence and page_mul = layers * heads one entry stands for all
-layers and heads (`full`); with a table per head every head has a length of its own (eviction).
+layers and heads (`full`); with a table per head every head has a length of its own (eviction). With
+`values` K and V lie apart, in pages of [d, 16] and of [16, d] that may be in different memory.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Paged(ctypes.Structure):
                 "depth",
                 "head_window",
                 "head_sinks",
+                "values",
+                "value_table",
                 "q_sinks",
             )
         ],
@@ -90,6 +93,8 @@ class PagedRows:
     head_window: Tensor | None = None  # int32, a head's own window from `head_offset` on; 0 = all
     head_sinks: Tensor | None = None  # with it: first keys that a row sees besides
     head_offset: int = 0
+    values: Tensor | None = None  # flat: V lies there in pages of its own, and K's are half as large
+    value_table: Tensor | None = None  # with it: their numbers, laid out as `table`
     q_sinks: Tensor | None = None  # float32 [N, H, d]: what asks the sinks instead of q, from other positions
     sinks_cos_sin: tuple[Tensor, Tensor] | None = None  # [N, d / 2] of those positions
     fixed: int = 0  # table entries that are used once; those behind them are used again
@@ -106,6 +111,8 @@ class PagedRows:
             None if self.depth is None else self.depth.data_ptr(),
             None if self.head_window is None else self.head_window.data_ptr() + 4 * self.head_offset,
             None if self.head_sinks is None else self.head_sinks.data_ptr() + 4 * self.head_offset,
+            None if self.values is None else self.values.data_ptr(),
+            None if self.value_table is None else self.value_table.data_ptr() + 4 * self.table_offset,
             None if self.q_sinks is None else self.q_sinks.data_ptr(),
             self.table_seq,
             self.table_head,

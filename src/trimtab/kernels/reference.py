@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,22 +32,21 @@ class TorchKernels:
         x[..., half:] = b * c + a * s
 
     def write(self, rows: PagedRows, k: Tensor, v: Tensor) -> None:
-        d = rows.head_dim
-        pages = rows.arena.view(-1, 2, PAGE * d)
-        keys, values = pages[:, 0].unflatten(-1, (d, PAGE)), pages[:, 1].unflatten(-1, (PAGE, d))
+        keys, values = _key_pages(rows), _value_pages(rows)
         for same in _alike(rows):
             at = same.held[..., None] + torch.arange(same.count)  # [B, G, n]
-            page = same.pages(rows, at // PAGE).to(k.device)
-            inside = (at % PAGE).to(k.device)
             new = same.rows.to(k.device)
-            keys[page, :, inside] = k[new].transpose(1, 2).to(keys.dtype)
-            values[page, inside] = v[new].transpose(1, 2).to(values.dtype)
+            page, inside = same.pages(rows, at // PAGE).to(keys.device), (at % PAGE).to(keys.device)
+            keys[page, :, inside] = k[new].transpose(1, 2).to(keys)
+            page, inside = same.value_pages(rows, at // PAGE).to(values.device), inside.to(values.device)
+            values[page, inside] = v[new].transpose(1, 2).to(values)
 
     def attend(self, rows: PagedRows, q: Tensor) -> tuple[Tensor, Tensor]:
         out = torch.zeros_like(q)
         lse = torch.full(q.shape[:2], -torch.inf, dtype=torch.float32, device=q.device)
         for same in _alike(rows):
-            scores, value, _ = _scores(rows, same, q)
+            scores, seen, at = _scores(rows, same, q)
+            value = _values(rows, same, seen, at)
             z = torch.logsumexp(scores, -1)
             p = torch.exp(scores - z.masked_fill(z == -torch.inf, 0)[..., None])
             new = same.rows.to(q.device)
@@ -55,6 +54,32 @@ class TorchKernels:
             out[new] = mixed.to(out.dtype)
             lse[new] = z.transpose(1, 2).flatten(2, 3)
         return out, lse
+
+    def attend_top(
+        self, rows: PagedRows, q: Tensor, n: int, renormalize: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        out = torch.zeros_like(q)
+        lse = torch.full(q.shape[:2], -torch.inf, dtype=torch.float32, device=q.device)
+        fetched = torch.zeros(q.shape[0], rows.num_kv_heads, dtype=torch.int32)
+        for same in _alike(rows):
+            scores, _, at = _scores(rows, same, q)
+            z = torch.logsumexp(scores, -1)
+            order = scores.argsort(dim=-1, descending=True, stable=True)[..., :n]
+            chosen = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, True)
+            p = torch.exp(scores - z[..., None]).masked_fill(~chosen, 0)
+            wanted = (chosen & (scores > -torch.inf)).any(3)  # by any head of the group: [B, G, n, T]
+            most = int(wanted.sum(-1).max())
+            index = wanted.int().argsort(dim=-1, descending=True, stable=True)[..., :most]
+            value = _fetch(rows, same, at[index], wanted.gather(-1, index))
+            if renormalize:
+                p = p / p.sum(-1, keepdim=True)
+            p = p.gather(-1, index[:, :, :, None].expand(*p.shape[:-1], -1))
+            new = same.rows.to(q.device)
+            mixed = torch.einsum("bgnxu,bgnud->bngxd", p, value).flatten(2, 3)
+            out[new] = mixed.to(out.dtype)
+            lse[new] = z.transpose(1, 2).flatten(2, 3)
+            fetched[same.rows] = wanted.sum(-1).transpose(1, 2).int().cpu()
+        return out, lse, fetched
 
     def merge(self, segments: list[tuple[Tensor, Tensor]]) -> Tensor:
         if len(segments) == 1:
@@ -95,6 +120,12 @@ class _Alike:
         entries = (first[..., None] + index).clamp(max=flat.numel() - 1)
         return flat[entries].long() * rows.page_mul + rows.page_add + (heads * rows.page_head)[:, None]
 
+    def value_pages(self, rows: PagedRows, index: Tensor) -> Tensor:
+        """The same for values."""
+        if rows.value_table is not None:
+            rows = replace(rows, table=rows.value_table)
+        return self.pages(rows, index)
+
 
 def _alike(rows: PagedRows) -> Iterator[_Alike]:
     by_count: dict[int, list[int]] = defaultdict(list)
@@ -116,19 +147,65 @@ def _alike(rows: PagedRows) -> Iterator[_Alike]:
         )
 
 
+def _key_pages(rows: PagedRows) -> Tensor:
+    """All pages of keys, [pages, d, 16]."""
+    d = rows.head_dim
+    pages = rows.arena.view(-1, 1 if rows.values is not None else 2, PAGE * d)
+    return pages[:, 0].unflatten(-1, (d, PAGE))
+
+
+def _value_pages(rows: PagedRows) -> Tensor:
+    """All pages of values, [pages, 16, d]."""
+    d = rows.head_dim
+    pages = rows.arena.view(-1, 2, PAGE * d)[:, 1] if rows.values is None else rows.values.view(-1, PAGE * d)
+    return pages.unflatten(-1, (PAGE, d))
+
+
+def _values(rows: PagedRows, same: _Alike, seen: Tensor, at: Tensor) -> Tensor:
+    """Values float32 [B, G, T, d] of keys `at` [T], which are those of whole pages; 0 where nobody sees one."""
+    pages = _value_pages(rows)
+    page = same.value_pages(rows, at[::PAGE].cpu() // PAGE)
+    value = pages[page.to(pages.device)].to(at.device).flatten(2, 3).float()
+    # Rows that nobody sees may be memory never written, and zero times NaN is NaN.
+    return value.masked_fill(~seen.any(2)[..., None], 0)
+
+
+def _fetch(rows: PagedRows, same: _Alike, index: Tensor, wanted: Tensor) -> Tensor:
+    """Values float32 [B, G, n, U, d] of rows `index` [B, G, n, U]; only those `wanted` are moved."""
+    pages, device = _value_pages(rows), index.device
+    index, asked = index.cpu(), wanted.cpu()
+    page = same.value_pages(rows, index.flatten(2) // PAGE).view(index.shape)
+    found = pages[page[asked].to(pages.device), (index % PAGE)[asked].to(pages.device)]
+    value = torch.zeros(*index.shape, pages.shape[-1], device=device)
+    value[wanted] = brought(found, device).float()
+    return value
+
+
+def brought(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on `device`; from host memory to a GPU on a stream of its own, so that work queued before it and
+    the copy run side by side."""
+    if x.device == device or device.type != "cuda":
+        return x.to(device)
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        there = x.pin_memory().to(device, non_blocking=True)
+    torch.cuda.current_stream(device).wait_stream(stream)
+    there.record_stream(torch.cuda.current_stream(device))
+    return there
+
+
 def _scores(rows: PagedRows, same: _Alike, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Masked scores float32 [B, G, n, group, T], values float32 [B, G, T, d], and which keys these are [T]."""
-    d, n, device = rows.head_dim, same.count, q.device
+    """Masked scores float32 [B, G, n, group, T], what is seen [B, G, n, T], and which keys these are [T]."""
+    n, device = same.count, q.device
     total = same.held + n  # [B, G]
     window, sinks = _windows(rows)
     pages = torch.arange(-(-int(total.max()) // PAGE))
     if window is not None and int(window.min()) > 0:  # pages between sinks and windows may be gone
         first = int((same.held + 1 - window.cpu()[:, 0]).min())
         pages = pages[(pages < -(-int(sinks.max()) // PAGE)) | (pages >= first // PAGE)]
-    page = same.pages(rows, pages).to(device)
-    held = rows.arena.view(-1, 2, PAGE * d)[page]  # [B, G, pages, 2, 16 * d]
-    key = held[..., 0, :].unflatten(-1, (d, PAGE)).transpose(2, 3).flatten(3).float()
-    value = held[..., 1, :].unflatten(-1, (PAGE, d)).flatten(2, 3).float()
+    keys = _key_pages(rows)
+    key = keys[same.pages(rows, pages).to(keys.device)].to(device)  # [B, G, pages, d, 16]
+    key = key.transpose(2, 3).flatten(3).float()
     at = (pages[:, None] * PAGE + torch.arange(PAGE)).flatten().to(device)
     base, row = same.held.to(device)[..., None], torch.arange(n, device=device)
     high = base + row + 1 if rows.causal_new else (base + n).expand(-1, -1, n)  # [B, G, n]
@@ -139,8 +216,6 @@ def _scores(rows: PagedRows, same: _Alike, q: Tensor) -> tuple[Tensor, Tensor, T
         seen &= (at >= limit[..., None]) | (at < sinks[..., None])
     if rows.mask is not None:
         seen &= _visible_new(rows, same, at, base)
-    # Rows that nobody sees may be memory never written, and zero times NaN is NaN.
-    value = value.masked_fill(~seen.any(2)[..., None], 0)
 
     def ask(queries: Tensor) -> Tensor:
         query = queries[same.rows.to(device)].unflatten(2, (rows.num_kv_heads, -1)).float() * rows.scale
@@ -149,7 +224,7 @@ def _scores(rows: PagedRows, same: _Alike, q: Tensor) -> tuple[Tensor, Tensor, T
     scores = ask(q)
     if rows.q_sinks is not None:
         scores = torch.where((at < sinks)[:, None, None], ask(rows.q_sinks), scores)
-    return scores.masked_fill(~seen[:, :, :, None], -torch.inf), value, at
+    return scores.masked_fill(~seen[:, :, :, None], -torch.inf), seen, at
 
 
 def _windows(rows: PagedRows) -> tuple[Tensor | None, Tensor]:

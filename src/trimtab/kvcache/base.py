@@ -30,6 +30,7 @@ from torch import Tensor
 
 from trimtab.kernels.paged import PAGE, PagedRows
 from trimtab.kernels.reference import TorchKernels
+from trimtab.sizes import format_bytes
 
 if TYPE_CHECKING:
     from trimtab.attachment import Attachments
@@ -98,6 +99,7 @@ class StepRows:
     sin: Tensor
     mask: Tensor | None = None  # uint8, each span's [n, n] visibility among its new rows; None = causal
     bounds: list[tuple[int, int]] = field(default_factory=list)  # (first row, one past the last) per span
+    tokens: Tensor | None = None  # int64 [N]
 
     @property
     def depth(self) -> Tensor | None:
@@ -125,6 +127,7 @@ class KVCache(ABC):
         self.shape = shape
         self.options = options
         self.bytes_moved = 0  # bytes copied between places (device and host, packing, compaction)
+        self.bytes_fetched = 0  # those of them that came from host memory to the device
         self._free_slots = list(range(shape.max_sequences - 1, -1, -1))
 
     @staticmethod
@@ -221,9 +224,23 @@ class KVCache(ABC):
         """Bytes kept only for reuse by later texts."""
         return 0
 
+    @property
+    def bytes_host(self) -> int:
+        """Bytes in use in host memory by policies that keep a part there; other meters are the device's."""
+        return 0
+
+    @property
+    def exhausted(self) -> str:
+        """Which bound the last failed `reserve` met, for the message of a text that does not fit."""
+        return f"kv_memory is {format_bytes(self.bytes_capacity)}"
+
     @abstractmethod
     def held_by(self, sequence: Sequence) -> int:
         """Bytes one text holds (shared rows counted in full)."""
+
+    def host_held_by(self, sequence: Sequence) -> int:
+        """Bytes one text holds in host memory."""
+        return 0
 
     @abstractmethod
     def read_per_step(self, sequence: Sequence) -> int:

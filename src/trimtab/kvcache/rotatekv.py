@@ -96,9 +96,7 @@ class RotateKVOptions:
         except ConfigError as error:
             raise ConfigError(f"{error}; or choose rotatekv:reorder=false") from None
         if not torch.equal(order.sort(1).values, torch.arange(shape[1]).expand(shape)):
-            raise ConfigError(
-                f"'order' of the attachment {found.path} is not an order; make it again"
-            )
+            raise ConfigError(f"'order' of the attachment {found.path} is not an order; make it again")
         made_for = key_block(config.num_kv_heads, config.head_dim, int(found.options.get("heads", 4)))
         if made_for != self.blocks(config)[0]:
             raise ConfigError(
@@ -168,9 +166,7 @@ class RotateKV(PerLayerCache):
         clip = o.clip if o.clip is not None else 0.8 if o.bits == 2 else 1.0
         self._sinks = o.sinks if coded else 0
         self.wants_layer_input = self._sinks > 0
-        self._places = (
-            1 << max(0, self._sinks - 1).bit_length()
-        )  # keeps slabs small
+        self._places = 1 << max(0, self._sinks - 1).bit_length()  # keeps slabs small
         return PerLayerRows(
             s,
             memory_bytes,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from trimtab.errors import ConfigError
 from trimtab.evaluation.chat import tokenizer_of
 from trimtab.evaluation.corpus import load_text
-from trimtab.evaluation.memory import held_metrics
+from trimtab.evaluation.memory import held_metrics, host_metrics
 from trimtab.evaluation.statistics import standard_error
 from trimtab.evaluation.tasks.base import Metric, Task, TaskContext, TaskResult
 from trimtab.registry import TASKS, Card
@@ -89,7 +89,8 @@ class Perplexity(Task):
                 f"model's context is {model.config.context_length}; make context smaller"
             )
         windows = cut_windows(tokenizer_of(engine, "perplexity"), load_text(o.text, o.folder), o)
-        losses, tokens, held = [], [], []
+        losses, tokens, held, host = [], [], [], []
+        fetched = engine.stats().kv_bytes_fetched
         batch = engine.plan.max_batch
         for start in range(0, len(windows), batch):
             part = windows[start : start + batch]
@@ -97,6 +98,7 @@ class Perplexity(Task):
                 losses.append(-math.fsum(scored.logprobs) / len(window.scored))
                 tokens.append(len(window.context) + len(window.scored))
                 held.append(scored.metrics.kv_bytes_held)
+                host.append(scored.metrics.kv_bytes_host)
             ctx.progress(min(1.0, (start + batch) / len(windows)))
         scored_tokens = sum(len(w.scored) for w in windows)
         scored_bytes = sum(w.scored_bytes for w in windows)
@@ -106,6 +108,7 @@ class Perplexity(Task):
                 **loss_metrics(total, scored_tokens, scored_bytes, standard_error(losses)),
                 "tokens": Metric(scored_tokens, "tokens", n=len(windows)),
                 **held_metrics(model.config, tokens, held),
+                **host_metrics(host, engine.stats().kv_bytes_fetched - fetched, scored_tokens),
             },
             detail={"window_losses": losses},
         )

@@ -23,6 +23,8 @@ struct Paged {           // mirrored field by field in kernels/native.py
   const int32_t* depth;  // optional: how many tokens of its own path a new row ends, itself included (trees)
   const int32_t* head_window;           // optional [G]: as `window`, head by head
   const int32_t* head_sinks;            // with it [G]: first keys that a row sees besides its window
+  void* values;                         // optional: V lies in pages of its own, K's then being 16 * d elements
+  const int32_t* value_table;           // with it: their numbers, laid out as `table`
   const float* q_sinks;                 // optional [N, H, d]: what asks those keys instead of q (other positions)
   i64 table_seq, table_head, table_layer;            // strides of `table`
   i64 page_mul, page_add, page_head, page_layer;     // page = table[...] * page_mul + page_add + head * page_head
@@ -43,11 +45,19 @@ static inline void next_layer(Paged& c) {
   c.table += c.table_layer;
   c.start += c.start_layer;
   c.page_add += c.page_layer;
+  if (c.values) c.value_table += c.table_layer;
   if (c.head_window) c.head_window += c.G, c.head_sinks += c.G;
 }
 static inline int held(const Paged& c, int seq, int g) { return c.start[seq * c.start_seq + g * c.start_head]; }
 
-template <class E> static inline E* page_ptr(const Paged& c, i64 page) { return (E*)c.arena + page * 2 * PAGE * c.d; }
+template <class E> static inline E* page_ptr(const Paged& c, i64 page) {
+  return (E*)c.arena + page * (c.values ? 1 : 2) * PAGE * c.d;
+}
+// The values of page index j.
+template <class E> static inline E* value_ptr(const Paged& c, int seq, int g, int j) {
+  if (!c.values) return page_ptr<E>(c, page_of(c, seq, g, j)) + PAGE * c.d;
+  return (E*)c.values + (i64)c.value_table[seq * c.table_seq + g * c.table_head + j] * PAGE * c.d;
+}
 
 // Writes rows [r0, r1) of k and v (float [N, G, d]) of one span behind the rows held.
 template <class E> static void write_rows(const Paged& c, const float* k, const float* v, int span, int r0, int r1) {
@@ -58,7 +68,7 @@ template <class E> static void write_rows(const Paged& c, const float* k, const 
       E* page = page_ptr<E>(c, page_of(c, s[0], g, at / PAGE));
       const float *kr = k + ((i64)r * c.G + g) * c.d, *vr = v + ((i64)r * c.G + g) * c.d;
       for (int i = 0; i < c.d; i++) from_float(kr[i], page + i * PAGE + at % PAGE);
-      E* vp = page + PAGE * c.d + (at % PAGE) * c.d;
+      E* vp = value_ptr<E>(c, s[0], g, at / PAGE) + (at % PAGE) * c.d;
       for (int i = 0; i < c.d; i++) from_float(vr[i], vp + i);
     }
 }
@@ -164,9 +174,11 @@ template <class E> struct PagedSource {
   }
   void values(const float* const* p, int R, int sb, int count, float* const* out) const {
     const E* pages[SUPER / PAGE];
-    for (int i = 0; i * PAGE < count; i++) pages[i] = page_ptr<E>(c, page_of(c, seq, g, sb / PAGE + i)) + PAGE * c.d;
+    for (int i = 0; i * PAGE < count; i++) pages[i] = value_ptr<E>(c, seq, g, sb / PAGE + i);
     ROW_CASES(values_of, R, p, pages, 0, count, c.d, out)
   }
+  // Copies the values of row j out of their memory.
+  void fetch(int j, E* to) const { memcpy(to, value_ptr<E>(c, seq, g, j / PAGE) + j % PAGE * c.d, c.d * sizeof(E)); }
 };
 
 // The keys that a row sees: [0, sinks) and [lo, hi).

@@ -5,6 +5,7 @@
 #include "packed.h"
 #include "simd.h"
 #include "team.h"
+#include "top.h"
 
 #define API extern "C" __attribute__((visibility("default")))
 #ifndef TT_TYPE
@@ -128,6 +129,32 @@ API void tt_pack(const Packed* p, const Paged* c, int seq, int n_layers, int g0,
       for (int i = g0; i < g1; i++) pack_keys<E>(l, *c, seq, h, i);
       for (int i = v0; i < v1; i++) pack_values<E>(l, *c, seq, h, i);
     }
+}
+// out [N, H, d] and lse [N, H] with the values of each head's `n` largest probabilities alone; fetched [N, G]: how many
+// rows of values that took.
+API void tt_attend_top(void* team, const Paged* c, const float* q, int n, int renormalize, float* out, float* lse,
+                       int32_t* fetched) {
+  Team& tm = *(Team*)team;
+  auto at = mask_offsets(*c);
+  std::vector<Top<E>> scratch(tm.size);
+  tm.next = 0;
+  tm.run([&](int t) {
+    i64 want = tm.take(), first = 0;
+    for (int span = 0; span < c->n_spans; span++) {
+      const i64 items = (i64)(c->spans[span * 3 + 2] - c->spans[span * 3 + 1]) * c->G;
+      for (; want < first + items; want = tm.take()) {
+        const int i = (int)((want - first) / c->G), g = (int)((want - first) % c->G), seq = c->spans[span * 3];
+        fetched[(i64)(c->spans[span * 3 + 1] + i) * c->G + g] =
+            attend_top(*c, PagedSource<E>{*c, seq, g}, scratch[t], q, at.data(), span, g, i, n, renormalize != 0,
+                       [&](int row, int h, const float* o, float z) {
+                         i64 to = (i64)row * c->H + h;
+                         memcpy(out + to * c->d, o, c->d * sizeof(float));
+                         lse[to] = z;
+                       });
+      }
+      first += items;
+    }
+  });
 }
 // Adds each held key's probability mass to sums[span * sums_span + g * sums_head + j].
 API void tt_column_sums(void* team, const Paged* c, const float* q, const float* lse, int row0, float* sums, i64 sums_span,

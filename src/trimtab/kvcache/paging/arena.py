@@ -17,20 +17,31 @@ from trimtab.sizes import format_bytes
 
 
 class Arena:
-    """`total_bytes` of memory (rounded down to slabs), untouched until a page is used."""
+    """`total_bytes` of memory (rounded down to slabs), untouched until a page is used.
+
+    `setting`: what the bound is called in messages. `pinned`: memory that a GPU can copy from by itself.
+    """
 
     def __init__(
-        self, total_bytes: int, page_sizes: list[int], device: torch.device, min_slab: int = 1
+        self,
+        total_bytes: int,
+        page_sizes: list[int],
+        device: torch.device,
+        min_slab: int = 1,
+        setting: str = "kv_memory",
+        pinned: bool = False,
     ) -> None:
         unit = math.lcm(*page_sizes)
         self.slab_bytes = unit * max(1, min_slab // unit)
         self.n_slabs = total_bytes // self.slab_bytes
+        self.setting = setting
         if self.n_slabs < 1:
             raise ConfigError(
-                f"kv_memory is {format_bytes(total_bytes)}, less than one page of this cache; "
+                f"{setting} is {format_bytes(total_bytes)}, less than one page of this cache; "
                 f"give at least {format_bytes(self.slab_bytes)}"
             )
-        self.bytes = torch.empty(self.n_slabs * self.slab_bytes, dtype=torch.uint8, device=device)
+        size = self.n_slabs * self.slab_bytes
+        self.bytes = torch.empty(size, dtype=torch.uint8, device=device, pin_memory=pinned)
         self._free = list(range(self.n_slabs - 1, -1, -1))
         self.pools: list[PagePool] = []
 

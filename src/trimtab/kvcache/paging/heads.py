@@ -21,6 +21,7 @@ class HeadRows(ABC):
     """`length` int32 [slots, L, G]: committed rows of each head."""
 
     chunks_generated: ClassVar[bool] = True  # settling changes nothing that a later row sees
+    fetched: int = 0  # bytes brought from there to the device since a policy last took account
     shape: KVShape
     length: Tensor
 
@@ -100,9 +101,23 @@ class HeadRows(ABC):
     @abstractmethod
     def bytes_used(self) -> int: ...
 
+    @property
+    def bytes_host(self) -> int:
+        """Bytes in use in host memory."""
+        return 0
+
     @abstractmethod
     def held(self, slot: int) -> int:
         """Bytes one text holds."""
+
+    def host_held(self, slot: int) -> int:
+        """Bytes one text holds in host memory."""
+        return 0
+
+    @property
+    def exhausted(self) -> str | None:
+        """The bound that the last failed `reserve` met, if it was another than that of `bytes_capacity`."""
+        return None
 
     @abstractmethod
     def read(self, slot: int) -> int:

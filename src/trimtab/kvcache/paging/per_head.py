@@ -112,15 +112,18 @@ class PerHeadRows(HeadRows):
         pages = self.pool.alloc_many(total)
         if pages is None:
             return False
+        self._enter(self.table[slot], have, missing, pages)
+        self._pages[slot] = torch.maximum(need, have)
+        return True
+
+    @staticmethod
+    def _enter(table: Tensor, have: Tensor, missing: Tensor, pages: list[int]) -> None:
+        """Name `pages` in each head's row of `table` behind those it has."""
         at = 0
         for layer, head in missing.nonzero().tolist():
             n, first = int(missing[layer, head]), int(have[layer, head])
-            self.table[slot, layer, head, first : first + n] = torch.tensor(
-                pages[at : at + n], dtype=torch.int32
-            )
+            table[layer, head, first : first + n] = torch.tensor(pages[at : at + n], dtype=torch.int32)
             at += n
-        self._pages[slot] = torch.maximum(need, have)
-        return True
 
     def call(
         self,

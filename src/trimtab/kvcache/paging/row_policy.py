@@ -99,6 +99,9 @@ class RowPolicy(KVCache):
             self.choose(sequence, count)
             if sequence.length >= sequence.prompt_length:
                 self.bytes_moved += self.rows.settle(sequence.slot)
+        self.bytes_fetched += self.rows.fetched
+        self.bytes_moved += self.rows.fetched
+        self.rows.fetched = 0
 
     # --- meters
 
@@ -118,8 +121,19 @@ class RowPolicy(KVCache):
     def bytes_held(self) -> int:
         return self.rows.bytes_used + self._beside
 
+    @property
+    def bytes_host(self) -> int:
+        return self.rows.bytes_host
+
+    @property
+    def exhausted(self) -> str:
+        return self.rows.exhausted or super().exhausted
+
     def held_by(self, sequence: Sequence) -> int:
         return self.rows.held(sequence.slot) + self.beside(sequence)
+
+    def host_held_by(self, sequence: Sequence) -> int:
+        return self.rows.host_held(sequence.slot)
 
     def read_per_step(self, sequence: Sequence) -> int:
         return self.rows.read(sequence.slot)

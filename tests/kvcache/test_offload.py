@@ -1,0 +1,204 @@
+"""What stays on the device, what lies in host memory, and what crosses between them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import trimtab
+from kernels.libraries import native_kernels
+from kvcache.policies import PROMPTS, feed, make_engine, params, results, small_model, text, undisturbed
+from kvcache.shapes import make_shape
+from kvcache.test_protocol import LAYERS, D, G, H, Text, prefill, step
+from trimtab.engine.setup import build_cache
+from trimtab.errors import ConfigError, PlanError, RequestError
+from trimtab.kernels.reference import TorchKernels
+from trimtab.kvcache.base import KVCache
+from trimtab.kvcache.paging.per_head import PerHeadRows
+
+HALF_ROW = D * 4  # bytes of the keys or the values of one token, layer and head
+
+
+def new_cache(name: str) -> KVCache:
+    plan = trimtab.Plan(cache=name, kv_memory="4MiB", max_batch=3, max_step_tokens=128)
+    return build_cache(small_model(), plan, native_kernels())
+
+
+# --- KCache
+
+
+def rotated(x: Tensor) -> Tensor:
+    x = x.clone()
+    TorchKernels().rotate(x, *small_model().rotary.cos_sin(torch.arange(len(x))))
+    return x
+
+
+def truth(content: Text, layer: int, length: int) -> tuple[Tensor, Tensor]:
+    """Probabilities [G, group, T] and outputs [G, group, d] of the last of `length` tokens."""
+    q = rotated(content.q[:length, layer])[-1].unflatten(0, (G, H // G))
+    k = rotated(content.k[:length, layer])
+    p = (torch.einsum("gxd,tgd->gxt", q, k) * D**-0.5).softmax(-1)
+    return p, torch.einsum("gxt,tgd->gxd", p, content.v[:length, layer])
+
+
+def test_kcache_halves_the_devices_bytes_exactly() -> None:
+    held = {}
+    for cache in ("full", "kcache:n=8"):
+        engine = make_engine(cache, prefix_caching=False)
+        request = feed(engine, text(200), text(30, 1))
+        assert request.sequence is not None
+        held[cache] = engine.cache.held_by(request.sequence)
+        assert request.metrics.kv_bytes_host == (0 if cache == "full" else held["full"] / 2)
+        assert engine.stats().kv_bytes_host == request.metrics.kv_bytes_host
+        engine.cancel([request])
+        assert engine.stats().kv_bytes_held == engine.stats().kv_bytes_host == 0
+    assert held["kcache:n=8"] * 2 == held["full"]
+
+
+def test_kcache_errs_by_less_than_what_it_drops() -> None:
+    """Below the dropped probability times the largest value, and ever less as n grows."""
+    mean = []
+    for n in (1, 4, 16, 64, 101):
+        cache, content = new_cache(f"kcache:n={n}"), Text(3)
+        sequence = cache.open(100)
+        prefill(cache, sequence, content, 0)
+        outs = step(cache, [(sequence, content, 1, 0)])[0]
+        errors = []
+        for layer in range(LAYERS):
+            p, exact = truth(content, layer, 101)
+            error = (outs[layer][0].unflatten(0, (G, H // G)) - exact).norm(dim=-1)
+            dropped = 1 - p.topk(n, -1).values.sum(-1)
+            largest = content.v[:101, layer].norm(dim=-1).amax(0)[:, None]
+            assert (error <= dropped * largest + 1e-5).all()
+            errors.append(error)
+        mean.append(float(torch.stack(errors).mean()))
+    assert mean == sorted(mean, reverse=True) and mean[-1] < 1e-5 < mean[-2]
+
+
+@pytest.mark.parametrize("n", [1, 8, 64])
+def test_kcache_moves_the_union_of_a_groups_choices(n: int) -> None:
+    cache, content = new_cache(f"kcache:n={n}"), Text(3)
+    sequence = cache.open(100)
+    prefill(cache, sequence, content, 0)
+    assert cache.bytes_fetched == 0, "the prompt is answered on the device"
+    for length in range(101, 111):
+        before = cache.bytes_fetched
+        step(cache, [(sequence, content, 1, 0)])
+        union = 0
+        for layer in range(LAYERS):
+            p, _ = truth(content, layer, length)
+            chosen = torch.zeros_like(p).scatter(-1, p.topk(n, -1).indices, 1)
+            union += int(chosen.amax(1).sum())
+        assert cache.bytes_fetched - before == union * HALF_ROW
+        assert LAYERS * G * n <= union <= LAYERS * H * n
+
+
+def test_kcache_with_every_value_is_the_full_cache_beyond_one_block_of_scores() -> None:
+    prompt = [text(560, 7)]
+    assert results(make_engine("kcache:n=10000"), prompt) == results(make_engine("full"), prompt)
+
+
+@pytest.mark.parametrize("group", [1, 3, 20])
+@pytest.mark.parametrize("tree", [False, True])
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_both_kernels_choose_alike(group: int, tree: bool, renormalize: bool) -> None:
+    g = torch.Generator().manual_seed(group)
+    shape = make_shape(layers=1, num_heads=2 * group)
+    rows = PerHeadRows(shape, 1 << 20)
+    found = []
+    q, k, v = (torch.randn(47, h, 16, generator=g) for h in (2 * group, 2, 2))
+    for kernels in (native_kernels(), TorchKernels()):
+        rows.open(0)
+        assert rows.reserve(0, 47)
+        spans = torch.tensor([[0, 0, 43]], dtype=torch.int32)
+        kernels.write(rows.call(0, spans), k[:43], v[:43])
+        rows.length[0] = 43
+        spans[0, 2] = 4
+        mask = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]], dtype=torch.uint8)
+        call = rows.call(0, spans, mask=mask.flatten() if tree else None)
+        kernels.write(call, k[43:], v[43:])
+        found.append(kernels.attend_top(call, q[43:].contiguous(), 5, renormalize))
+        rows.close(0)
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-5)
+    fetched = found[0][2]
+    assert fetched.min() >= 5 and (group == 1) == bool((fetched == 5).all())
+
+
+def test_equal_scores_go_to_the_earlier_token() -> None:
+    shape = make_shape(layers=1)
+    rows = PerHeadRows(shape, 1 << 20)
+    for kernels in (native_kernels(), TorchKernels()):
+        rows.open(0)
+        assert rows.reserve(0, 30)
+        spans = torch.tensor([[0, 0, 30]], dtype=torch.int32)
+        v = torch.arange(30.0)[:, None, None].expand(30, 2, 16).contiguous()
+        kernels.write(rows.call(0, spans), torch.zeros(30, 2, 16), v)
+        rows.length[0], spans[0, 2] = 29, 1
+        out, _, fetched = kernels.attend_top(rows.call(0, spans), torch.ones(1, 4, 16), 3, True)
+        assert torch.allclose(out, torch.ones(())) and (fetched == 3).all(), "the mean of 0, 1 and 2"
+        rows.close(0)
+
+
+def test_a_step_may_hold_prompts_and_generated_rows() -> None:
+    """Values of the one on the device, of the other in host memory."""
+    cache, content = new_cache("kcache:n=4"), [Text(1), Text(2)]
+    alone = new_cache("kcache:n=4")
+    first, second = cache.open(40), cache.open(60)
+    other = [alone.open(40), alone.open(60)]
+    prefill(cache, first, content[0], 0)
+    prefill(alone, other[0], content[0], 0)
+    got = step(cache, [(first, content[0], 1, 0), (second, content[1], 60, 0)])
+    expected = step(alone, [(other[0], content[0], 1, 0)]) + step(alone, [(other[1], content[1], 60, 0)])
+    for x, y in zip(got, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(x, y, strict=True))
+
+
+# --- host memory
+
+
+@pytest.mark.parametrize("name", ["kcache"])
+def test_tight_host_memory_preempts_and_changes_nothing(name: str) -> None:
+    from kvcache.policies import LOSSY
+
+    largest = 0
+    for prompt in PROMPTS:
+        engine = make_engine(LOSSY[name])
+        [request] = engine.submit(prompt, params())
+        while engine.scheduler.has_work:
+            engine.step()
+            largest = max(largest, engine.stats().kv_bytes_host, request.metrics.kv_bytes_host)
+    engine = make_engine(f"{LOSSY[name]},host_memory={int(largest * 1.3)}")
+    assert results(engine) == undisturbed(name)
+    assert engine.stats().preemptions > 0 and engine.stats().kv_bytes_host == 0
+
+
+@pytest.mark.parametrize("name", ["kcache"])
+def test_too_little_host_memory_is_one_clear_sentence(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"'host_memory' of {name} is 100 B, less than one page"):
+        make_engine(f"{name}:host_memory=100")
+    with pytest.raises(ConfigError, match=f"'host_memory' of {name} is 'plenty'; write bytes"):
+        make_engine(f"{name}:host_memory=plenty")
+    engine = make_engine(f"{name}:host_memory=16KiB")
+    with pytest.raises(
+        RequestError, match=f"'host_memory' of {name} is 16.0 KiB, too little for one request"
+    ):
+        engine.generate([text(300)], params())
+    assert engine.stats().kv_bytes_held == engine.stats().kv_bytes_host == 0
+    assert len(engine.generate([text(20)], params(max_tokens=2))) == 1, "and shorter texts go on"
+
+
+@pytest.mark.parametrize(
+    "cache, message",
+    [
+        ("kcache:n=0", "'n' of kcache is 0"),
+        ("kcache:full_layers=-1", "'full_layers' of kcache is -1"),
+        ("kcache:full_layers=2", "the model has 2 layers"),
+        ("streaming+kcache", "streaming cannot be combined with kcache"),
+        ("kcache:n=3+kcache:n=4", "both decide where rows are kept"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_a_reason(cache: str, message: str) -> None:
+    with pytest.raises((ConfigError, PlanError), match=message):
+        make_engine(cache)
