@@ -15,12 +15,13 @@ import pytest
 from trimtab.cli.main import COMMANDS
 
 FOLDER = Path(__file__).parent / "help"
+PARTS = ("inspect heads",)  # commands of a group
 HEAVY = ("torch", "numpy", "rich", "transformers", "tokenizers", "yaml", "jinja2", "huggingface_hub")
 
 
-@pytest.mark.parametrize("command", ["trimtab", *COMMANDS])
+@pytest.mark.parametrize("command", ["trimtab", *COMMANDS, *PARTS])
 def test_help_is_as_written_down(trimtab_cli, command):
-    words = [] if command == "trimtab" else [command]
+    words = [] if command == "trimtab" else command.split()
     result = trimtab_cli(*words, "--help")
     assert result.exit_code == 0
     file = FOLDER / f"{command}.txt"
@@ -31,10 +32,12 @@ def test_help_is_as_written_down(trimtab_cli, command):
 
 
 def test_nothing_else_is_written_down():
-    assert {file.stem for file in FOLDER.glob("*.txt")} == {"trimtab", *COMMANDS}
+    assert {file.stem for file in FOLDER.glob("*.txt")} == {"trimtab", *COMMANDS, *PARTS}
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["--version"], *([name, "-h"] for name in COMMANDS)])
+@pytest.mark.parametrize(
+    "words", [[], ["--help"], ["--version"], *([*name.split(), "-h"] for name in (*COMMANDS, *PARTS))]
+)
 def test_help_imports_nothing_heavy(words):
     code = (
         "import sys\n"

@@ -129,7 +129,7 @@ def test_keeping_nothing_changes_nothing(new_cache: Callable[[str], KVCache], na
     assert sequence.length == 60 and cache.read_per_step(sequence) == held
 
 
-@pytest.mark.parametrize("name", ["full", "kivi 2 bits", "h2o", "snapkv"])
+@pytest.mark.parametrize("name", ["full", "kivi 2 bits", "h2o", "snapkv", "retrieval heads"])
 def test_drafts_may_form_a_tree(new_cache: Callable[[str], KVCache], name: str) -> None:
     """Two branches after the pending row: each row answers as if the other branch were not there."""
     cache, alone = new_cache(LOSSY[name]), new_cache(LOSSY[name])
@@ -201,6 +201,12 @@ def per_head_bytes(rows: int, notes: int = 0) -> int:
     return LAYERS * G * (pages(rows) * 16 * 2 * D * 4 + rows * notes)
 
 
+def retrieval_bytes(length: int, whole: int, sinks: int, window: int) -> float:
+    """`whole` of the KV heads hold all, the others what streaming holds."""
+    share = whole / (LAYERS * G)
+    return share * full_bytes(length) + (1 - share) * streaming_bytes(length, sinks, window)
+
+
 def rotatekv_bytes(length: int, bits: int, group: int, kept: int) -> float:
     """Codes and two float16 constants a group of K and of V, tokens kept, and the page begun in full."""
     coded = pages(length) * 16 * LAYERS * 2 * G * D * (bits / 8 + 4 / group)
@@ -223,6 +229,8 @@ ANALYTIC: dict[str, Callable[[int], float]] = {
     "kcache, renormalized": lambda n: keys_bytes(n, near_layers=1),
     "snapkv + kcache": lambda n: keys_bytes(48 + n - 100),
     "h2o + kcache": lambda n: keys_bytes(40) + LAYERS * G * 40 * 8,
+    "retrieval heads": lambda n: retrieval_bytes(n, 1, 4, 28),
+    "retrieval heads, none kept": lambda n: retrieval_bytes(n, 0, 20, 5),
     "rotatekv 2 bits": lambda n: rotatekv_bytes(n, 2, 16, kept=3),
     "rotatekv 3 bits, folded": lambda n: rotatekv_bytes(n, 3, 32, kept=0),
 }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from trimtab.calibration.base import Calibration, CalibrationOptions, Progress
+from trimtab.calibration.fitting.data import read_sequences
 from trimtab.evaluation.inspection.heads import needle_cases, score_heads, tokenizer_of
 from trimtab.evaluation.tasks.needle import Case, NeedleOptions
 from trimtab.registry import CALIBRATIONS, Card
@@ -64,3 +65,10 @@ def cases(model: Model, sequences: Tensor, options: RetrievalHeadsCalibrationOpt
     tokenizer = tokenizer_of(model)
     prose = " ".join(tokenizer.decode(row) for row in sequences.tolist())
     return needle_cases(model, prose, options.needles(), options.seed)
+
+
+def prompts(model: Model, data: str, options: RetrievalHeadsCalibrationOptions) -> list[Case]:
+    """The needle prompts that `fit` asks with these options."""
+    length = min(options.tokens, model.config.context_length)
+    read = read_sequences(data, model, count=options.sequences, length=length, seed=options.seed)
+    return cases(model, read.tokens, options)

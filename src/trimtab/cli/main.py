@@ -1,7 +1,7 @@
 """`trimtab`: the command group, its error handling, and the entry point.
 
-A command is a file in this folder with a function `run`; the file's name is the command's. Files import
-nothing heavy at their top, so that `--help` answers at once.
+A command is a file in this folder with a function `run`, or with a typer app `group` of several commands;
+the file's name is the command's. Files import nothing heavy at their top, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,19 @@ from typer.core import TyperGroup
 from trimtab import __version__
 from trimtab.errors import TrimtabError, did_you_mean
 
-COMMANDS = ("generate", "chat", "compare", "bench", "eval", "methods", "explain", "info", "attach", "doctor")
+COMMANDS = (
+    "generate",
+    "chat",
+    "compare",
+    "bench",
+    "eval",
+    "methods",
+    "explain",
+    "info",
+    "inspect",
+    "attach",
+    "doctor",
+)
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -32,6 +44,8 @@ class CommandGroup(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"trimtab.cli.{cmd_name}")
+        if hasattr(module, "group"):
+            return typer.main.get_command(module.group)
         single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         single.command(cmd_name, context_settings=SETTINGS)(module.run)
         return typer.main.get_command(single)

@@ -50,23 +50,27 @@ class Measured:
 
 def render(report: Report) -> str:
     """The page as text."""
-    environment = _environment()
-    return environment.get_template("report.html.j2").render(
-        report=report,
-        columns=report.columns,
-        lines=[(plan, cells(report, plan)) for plan in report.plans],
-        pictures=pictures(report),
-        heat_maps=heat_maps(report),
-        measured=measured(report),
-        notes=sorted({note for row in report.rows for note in row.notes}),
-        methods=_methods(report),
-        model_line=_model_line,
-        option_text=_option_text,
-        style=_read("report.css"),
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            columns=report.columns,
+            lines=[(plan, cells(report, plan)) for plan in report.plans],
+            pictures=pictures(report),
+            heat_maps=heat_maps(report),
+            measured=measured(report),
+            notes=sorted({note for row in report.rows for note in row.notes}),
+            methods=_methods(report),
+            model_line=_model_line,
+            option_text=_option_text,
+            style=_read("report.css"),
+        )
     )
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """What the pages' templates are rendered with."""
     import jinja2
 
     environment = jinja2.Environment(

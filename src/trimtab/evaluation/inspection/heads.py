@@ -25,6 +25,7 @@ from trimtab.errors import ConfigError
 from trimtab.evaluation.chat import frame, has_chat_template
 from trimtab.evaluation.inspection.watching import Answer, Head, answer
 from trimtab.evaluation.tasks.needle import ANSWER_TOKENS, Case, NeedleOptions, first_number, make_cases
+from trimtab.models.config import ModelConfig
 from trimtab.models.tokenizer import Tokenizer
 from trimtab.models.transformer import Model
 
@@ -159,12 +160,8 @@ def ablate(
 
     `found` are the scores on the same `cases`. A ConfigError if there are not that many other heads.
     """
+    check_ablation(model.config, count)
     ranked = found.ranked()
-    if not 1 <= count <= len(ranked) // 2:
-        raise ConfigError(
-            f"{count} heads cannot be left out and compared with as many others: the model has "
-            f"{len(ranked)}; choose 1 to {len(ranked) // 2}"
-        )
     rng = random.Random(f"ablate {seed}")
     sets = [ranked[:count], *(rng.sample(ranked[count:], count) for _ in range(draws))]
     shares = [
@@ -172,3 +169,13 @@ def ablate(
         for i, off in enumerate(sets)
     ]
     return Ablation(sets[0], found.found / found.asked, shares[0], shares[1:])
+
+
+def check_ablation(config: ModelConfig, count: int) -> None:
+    """A ConfigError unless a model of `config` has `count` heads to leave out and as many others."""
+    total = config.num_layers * config.num_heads
+    if not 1 <= count <= total // 2:
+        raise ConfigError(
+            f"{count} heads cannot be left out and compared with as many others: the model has {total}; "
+            f"choose 1 to {total // 2}"
+        )
