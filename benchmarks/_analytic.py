@@ -25,6 +25,7 @@ class Text:
     length: int
     config: ModelConfig
     item: int  # bytes of a number in full
+    kept: int = 0  # tokens that a policy keeps in full by their content, summed over layers
 
     @property
     def heads(self) -> int:
@@ -87,6 +88,8 @@ def _kivi(o: Any, text: Text, rows: float) -> float:
 
 _STORE: dict[str, Callable[[Any, Text, float], float]] = {"full": _full, "kivi": _kivi}
 
+_PLACE = ("kcache",)
+
 # --- policies that are all of it
 
 
@@ -98,20 +101,47 @@ def _streaming(o: Any, text: Text) -> float:
     return text.heads * rows * 2 * text.row
 
 
-_ALONE: dict[str, Callable[[Any, Text], float]] = {"streaming": _streaming}
+def _retrieval_heads(o: Any, text: Text) -> float | None:
+    """Some heads keep all; of the others whole pages between sinks and window are given back."""
+    if o.threshold is not None:
+        return None
+    whole = len(o.heads) or (max(1, round(o.keep * text.heads)) if o.keep else 0)
+    gone = max(0, (text.length - o.window + 1) // PAGE * PAGE - paged(o.sinks))
+    return (text.heads * paged(text.length) - (text.heads - whole) * gone) * 2 * text.row
+
+
+def _rotatekv(o: Any, text: Text) -> float:
+    """Every token coded at once, all heads of a layer together; the page under way is in full as well."""
+    width = text.config.num_kv_heads * text.config.head_dim
+    full = text.config.num_layers * 2 * width * text.item
+    if o.bits == 16:
+        return paged(text.length) * full
+    coded = text.config.num_layers * 2 * (width * o.bits / 8 + width / o.group_size * 4)
+    under_way = paged(text.length) - text.length // PAGE * PAGE
+    return paged(text.length) * coded + under_way * full + text.kept * 2 * width * text.item
+
+
+_ALONE: dict[str, Callable[[Any, Text], float | None]] = {
+    "streaming": _streaming,
+    "retrieval_heads": _retrieval_heads,
+    "rotatekv": _rotatekv,
+}
 
 
 def analytic_bytes(cache: MethodChoice, text: Text) -> float | None:
-    """Bytes that `text` should hold under `cache`; None where no formula is written here."""
+    """Bytes that `text` should hold under `cache`; None where no formula is written here.
+
+    Where rows lie changes nothing of how many bytes they are, so methods that place rows do not count.
+    """
     if cache.name in _ALONE:
         return None if cache.then else _ALONE[cache.name](cache.options, text)
     rows, beside = float(text.length), 0.0
-    store: Callable[[float], float] = lambda rows: _full(None, text, rows)  # noqa: E731
+    store, options = _full, None
     for choice in cache.all:
         if choice.name in _KEEP:
             rows, beside = _KEEP[choice.name](choice.options, text)
         elif choice.name in _STORE:
-            store = lambda rows, c=choice: _STORE[c.name](c.options, text, rows)  # noqa: E731
-        else:
+            store, options = _STORE[choice.name], choice.options
+        elif choice.name not in _PLACE:
             return None
-    return store(rows) + text.heads * rows * beside
+    return store(options, text, rows) + text.heads * rows * beside

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import atexit
 import functools
+import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-
-import torch
 
 import trimtab
 from trimtab import Model
@@ -43,9 +42,13 @@ def folder(context: int = TRAINED, outliers: bool = False) -> Path:
     if path.is_dir():
         return path
     if outliers:
-        save(with_outliers(trimtab.load(dtype="float32")), path)
+        copy = _with_outliers(trimtab.load(dtype="float32"))
+        copy.path = base.path  # its tokenizer files
+        save(copy, path)
     else:
-        shutil.copytree(base.path, path, ignore=shutil.ignore_patterns("attachments"))
+        # What was fitted for the shipped model does not fit a stretched one.
+        fitted = ["attachments"] if context > TRAINED else []
+        shutil.copytree(base.path, path, ignore=shutil.ignore_patterns(*fitted))
     if context > TRAINED:
         raw = json.loads((path / "config.json").read_text(encoding="utf-8"))
         raw["max_position_embeddings"] = context
@@ -63,29 +66,15 @@ def variant(dtype: str, context: int = TRAINED, outliers: bool = False) -> Model
     return trimtab.load(str(folder(context, outliers)), dtype=dtype)
 
 
-@torch.no_grad()
-def with_outliers(model: Model, factor: float = 20.0, pairs: int = 2, seed: int = 0) -> Model:
-    """`model` itself with `pairs` rotary pairs (so 2 * `pairs` channels) of every key head `factor` times as
-    large, and the queries' same channels as much smaller: equal logits but for rounding."""
-    c = model.config
-    d, group = c.head_dim, c.num_heads // c.num_kv_heads
-    rng = torch.Generator().manual_seed(seed)
-    for layer in model.model.layers:
-        attention = layer.self_attn
-        for head in range(c.num_kv_heads):
-            first = torch.randperm(d // 2, generator=rng)[:pairs]
-            # Rotation mixes the two channels of a pair, so both have to grow alike.
-            channels = torch.cat([first, first + d // 2])
-            _scale(attention.k_proj, head * d + channels, factor)  # type: ignore[union-attr]
-            for query in range(head * group, (head + 1) * group):
-                _scale(attention.q_proj, query * d + channels, 1 / factor)  # type: ignore[union-attr]
-    return model
-
-
-def _scale(linear: torch.nn.Linear, rows: torch.Tensor, factor: float) -> None:
-    linear.weight[rows] *= factor
-    if linear.bias is not None:
-        linear.bias[rows] *= factor
+def _with_outliers(model: Model) -> Model:
+    """A copy of `model` with outlier channels in its keys, and the same logits but for rounding; the tests'
+    own, so that both speak of the same model."""
+    path = Path(__file__).parents[1] / "tests" / "kvcache" / "outliers.py"
+    spec = importlib.util.spec_from_file_location("outliers", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.with_outliers(model)
 
 
 def attach(kind: str, model: Path, data: Path) -> str | None:

@@ -359,7 +359,8 @@ def bytes_of(texts: UnderWay) -> dict[str, Any]:
     for request in texts.requests:
         assert request.sequence is not None
         length = request.sequence.length
-        text = Text(request.prompt_length, length, config, engine.model.dtype.itemsize)
+        kept = _kept(engine, request.sequence.slot)
+        text = Text(request.prompt_length, length, config, engine.model.dtype.itemsize, kept)
         one = analytic_bytes(engine.plan.cache, text)
         known &= one is not None
         exact += one or 0
@@ -376,6 +377,13 @@ def bytes_of(texts: UnderWay) -> dict[str, Any]:
         "read_per_step": texts.read_per_step,
         "tokens": numbers / count / kv_numbers_per_token(config),
     }
+
+
+def _kept(engine: Engine, slot: int) -> int:
+    """How many tokens are kept in full because of what they are, which no formula foretells."""
+    tables = getattr(getattr(engine.cache, "rows", None), "tables", None)
+    count = getattr(tables, "kept_count", None)
+    return 0 if count is None else int(count[slot].sum())
 
 
 def _value(result: TaskResult, name: str) -> float:

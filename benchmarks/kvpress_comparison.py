@@ -67,8 +67,8 @@ WINDOW = 32  # of SnapKV, on both sides
 class Pair:
     """A press of kvpress and our policy of the same idea; `policy` has a place for its number of rows.
 
-    `rows(kept, generated, row_bytes)`: the budget that holds, in pages, no more than `kept` rows of the prompt
-    and those generated do there, for every number of them in the range `generated`.
+    `rows(kept, generated, row_bytes)`: the budget that holds, in pages, no more than `kept` rows of the
+    prompt and those generated do there, for every number of them in the range `generated`.
     """
 
     press: str | None
@@ -302,7 +302,7 @@ class Comparison:
         return {"press": pair.press, "ratio": removed / 100, "options": dict(pair.options)}
 
     def _engine(self, pair: Pair, removed: int, prompts: Sequence[Sequence[int]], generated: range) -> Engine:
-        """Ours, holding no more than kvpress keeps of the shortest of `prompts`; rows `generated` come to it."""
+        """Ours, holding no more than kvpress keeps of the shortest prompt and of `generated` rows."""
         kept = int(min(map(len, prompts)) * (1 - removed / 100))
         row_bytes = 2 * self.model.config.head_dim * self.model.dtype.itemsize
         policy = pair.policy.replace("{rows}", str(pair.rows(kept, generated, row_bytes)))
