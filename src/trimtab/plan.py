@@ -115,7 +115,7 @@ class MethodChoice:
     def to_dict(self) -> dict[str, Any]:
         """Plain values with every option spelled out."""
         values = {f.name: getattr(self.options, f.name) for f in dataclasses.fields(self.options)}
-        options = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        options = {key: _plain(value) for key, value in values.items()}
         plain: dict[str, Any] = {"name": self.name, "options": options}
         if self.then:
             plain["with"] = [choice.to_dict() for choice in self.then]
@@ -366,6 +366,13 @@ class Plan:
 @cache
 def _defaults() -> Plan:
     return Plan()
+
+
+def _plain(value: Any) -> Any:
+    """An option as YAML and JSON write it."""
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if hasattr(value, "parse") else value
 
 
 def _is_none(value: Any) -> bool:

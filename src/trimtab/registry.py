@@ -148,7 +148,8 @@ def _convert(value: Any, hint: Any, what: str) -> Any:
             try:
                 return _convert(value, choice, what)
             except ConfigError:
-                continue
+                if hasattr(choice, "parse"):  # such a type knows what may be written in its place
+                    raise
         raise ConfigError(f"{what} is {value!r}; allowed: {hint}")
     if origin is typing.Literal:
         allowed = typing.get_args(hint)
@@ -184,6 +185,8 @@ def _convert(value: Any, hint: Any, what: str) -> Any:
             raise ConfigError(f"{what} is {value!r}; it must be a number") from None
     if hint is str:
         return str(value)
+    if hasattr(hint, "parse"):  # a value type such as a share: written as text, converted by itself
+        return value if isinstance(value, hint) else hint.parse(value, what)
     return value
 
 

@@ -109,6 +109,8 @@ class DenseKivi(Dense):
 class DenseH2O(Dense):
     budget: int = 40
     recent: int = 20
+    percent: int | None = None  # the budget as a share of the prompt so far, half of it recent
+    chunk: int | None = None
     received: dict[int, Tensor] = field(default_factory=dict)  # layer: [G, T], rows lost are -inf
 
     def see(self, layer: int) -> tuple[Tensor, Tensor]:
@@ -126,8 +128,11 @@ class DenseH2O(Dense):
         self.received[layer] = self.received[layer] + p.sum(1)
 
     def commit(self) -> None:
-        if self.length < self.prompt_length:
+        if self.length < self.prompt_length and not (self.chunk and self.length % self.chunk == 0):
             return
+        if self.percent is not None:
+            self.budget = max(2, min(self.length, self.prompt_length) * self.percent // 100)
+            self.recent = max(1, round(self.budget / 2))
         for received in self.received.values():
             for scores in received:
                 held = (scores > -torch.inf).nonzero()[:, 0].tolist()

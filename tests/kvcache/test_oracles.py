@@ -12,6 +12,7 @@ from kvcache.dense import Dense, DenseH2O, DenseKivi, DenseSnapKV, DenseStreamin
 from kvcache.dense_offload import DenseH2OOnKCache, DenseKCache, DenseSnapKVOnKCache
 from kvcache.dense_retrieval import DenseRetrievalHeads
 from kvcache.dense_rotatekv import DenseRotateKV
+from kvcache.dense_scored import DenseExpected, DenseVotes
 from kvcache.policies import LOSSY, make_engine, small_model, text
 
 TWINS: dict[str, Callable[[], Dense]] = {
@@ -33,6 +34,16 @@ TWINS: dict[str, Callable[[], Dense]] = {
     "h2o + kcache": lambda: DenseH2OOnKCache(n=4, budget=40, recent=20),
     "retrieval heads": lambda: DenseRetrievalHeads(whole=((0, 1),), sinks=4, window=28),
     "retrieval heads, none kept": lambda: DenseRetrievalHeads(sinks=20, window=5),
+    "h2o in chunks": lambda: DenseH2O(percent=45, chunk=24),
+    "snapkv in chunks": lambda: DenseVotes(budget=lambda n: 40, window=8, chunk=32, interval=10),
+    "expected attention": lambda: DenseExpected(budget=lambda n: max(3, n * 40 // 100), sinks=2, future=64),
+    "expected attention in chunks": lambda: DenseExpected(
+        budget=lambda n: 36, future=32, epsilon=0.01, chunk=20, interval=9
+    ),
+    "adakv": lambda: DenseVotes(budget=lambda n: 40, window=8, kernel=3, safeguard=0.2),
+    "adakv in chunks": lambda: DenseExpected(
+        budget=lambda n: max(5, n * 30 // 100), safeguard=0.5, chunk=40, interval=9
+    ),
 }
 # The ablation with logical positions has no twin of its own: it is the full cache with rows hidden.
 PAIRS = [(text(n, n), text(m, n + 1)) for n, m in ((1, 70), (64, 40), (100, 50))]

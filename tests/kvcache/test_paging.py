@@ -192,7 +192,7 @@ class Heads(RuleBasedStateMachine):
             if keep_k is not None:
                 self.restore(slot, layer, head - 1, count, keep_k, keep_v)
             held += names
-        self.rows.length[slot] += count
+        self.rows.grow(slot, count)
 
     def read(self, slot: int) -> tuple[torch.Tensor, torch.Tensor]:
         longest = int(self.rows._pages[slot].min()) * 16
@@ -261,11 +261,13 @@ def test_pages_that_are_no_longer_needed_go_back_at_once() -> None:
     rows = PerHeadRows(shape, 1 << 20)
     rows.open(0)
     assert rows.reserve(0, 100)
-    rows.length[0] = 100
+    rows.grow(0, 100)
     assert rows.pool.used == 2 * 7
     rows.keep(0, torch.arange(33).expand(1, 2, 33))
     assert rows.pool.used == 2 * 3
     rows.replace(0, torch.zeros(1, 2, dtype=torch.int64))
+    assert rows.pool.used == 2 * 3, "the page of the row to come stays"
+    rows.cut(0, 1)
     assert rows.pool.used == 2 * 2
 
 

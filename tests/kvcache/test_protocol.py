@@ -81,7 +81,7 @@ def prefill(cache: KVCache, sequence: Sequence, content: Text, junk: int) -> lis
     """The prompt in chunks of 40; rejected rows only inside it, where policies change nothing yet."""
     outs = []
     while sequence.length < sequence.prompt_length:
-        count = min(40, sequence.prompt_length - sequence.length)
+        count = cache.most_rows(sequence, min(40, sequence.prompt_length - sequence.length))
         inside = min(junk, sequence.prompt_length - sequence.length - count)
         outs += step(cache, [(sequence, content, count, inside)])[0]
     return outs
@@ -198,7 +198,17 @@ def keys_bytes(rows: int, near_layers: int = 0) -> int:
 
 
 def per_head_bytes(rows: int, notes: int = 0) -> int:
-    return LAYERS * G * (pages(rows) * 16 * 2 * D * 4 + rows * notes)
+    return LAYERS * G * pages(rows) * 16 * (2 * D * 4 + notes)
+
+
+def row_bytes(rows: int) -> int:
+    """Where heads differ in length: what their rows take, without the unfilled part of each last page."""
+    return LAYERS * G * rows * 2 * D * 4
+
+
+def moment_bytes() -> int:
+    """A count, and of every query head the sum of queries and of their outer products."""
+    return 8 + LAYERS * H * (D + D * D) * 4
 
 
 def retrieval_bytes(length: int, whole: int, sinks: int, window: int) -> float:
@@ -221,14 +231,20 @@ ANALYTIC: dict[str, Callable[[int], float]] = {
     "streaming, logical positions": lambda n: streaming_bytes(n, 20, 16),
     "kivi 2 bits": lambda n: kivi_bytes(n, 2, 16, 32),
     "kivi 4 bits": lambda n: kivi_bytes(n, 4, 16, 16),
-    "h2o": lambda n: per_head_bytes(40, notes=8),
-    "h2o, mostly heavy": lambda n: per_head_bytes(33, notes=8),
+    "h2o": lambda n: per_head_bytes(40 + 1, notes=8),  # the page for the next row stays
+    "h2o, mostly heavy": lambda n: per_head_bytes(33 + 1, notes=8),
     "snapkv": lambda n: per_head_bytes(48 + n - 100),
     "snapkv, max": lambda n: per_head_bytes(40 + n - 100),
     "kcache": keys_bytes,
     "kcache, renormalized": lambda n: keys_bytes(n, near_layers=1),
     "snapkv + kcache": lambda n: keys_bytes(48 + n - 100),
-    "h2o + kcache": lambda n: keys_bytes(40) + LAYERS * G * 40 * 8,
+    "h2o + kcache": lambda n: keys_bytes(40 + 1) + LAYERS * G * 48 * 8,
+    "h2o in chunks": lambda n: per_head_bytes(45 + 1, notes=8),
+    "snapkv in chunks": lambda n: per_head_bytes(40 + (n - 100) % 10) + LAYERS * 8 * H * D * 4,
+    "expected attention": lambda n: per_head_bytes(40 + n - 100),
+    "expected attention in chunks": lambda n: per_head_bytes(36 + (n - 100) % 9) + moment_bytes(),
+    "adakv": lambda n: row_bytes(40 + n - 100),
+    "adakv in chunks": lambda n: row_bytes(30 + (n - 100) % 9) + moment_bytes(),
     "retrieval heads": lambda n: retrieval_bytes(n, 1, 4, 28),
     "retrieval heads, none kept": lambda n: retrieval_bytes(n, 0, 20, 5),
     "rotatekv 2 bits": lambda n: rotatekv_bytes(n, 2, 16, kept=3),
@@ -240,21 +256,20 @@ ANALYTIC: dict[str, Callable[[int], float]] = {
 def test_bytes_held_are_the_analytic_figure(new_cache: Callable[[str], KVCache], name: str) -> None:
     """After a prompt of 100 tokens and after each of 70 generated ones; a second text holds its own."""
     cache = new_cache(LOSSY[name])
+    unfilled = per_head_bytes(1) if name.startswith("adakv") else 0
     sequence, content = cache.open(100), Text(3)
     prefill(cache, sequence, content, 0)
     for length in range(100, 170):
         assert sequence.length == length
-        if not name.startswith("h2o"):
-            assert cache.held_by(sequence) == ANALYTIC[name](length), length
-        else:  # the page for the next row is given back at the commit
-            assert cache.held_by(sequence) == ANALYTIC[name](length)
+        assert 0 <= cache.held_by(sequence) - ANALYTIC[name](length) <= unfilled, length
         assert cache.bytes_held == cache.held_by(sequence)
         step(cache, [(sequence, content, 1, 0)])
     second = cache.open(100)
     prefill(cache, second, content, 0)
     assert cache.bytes_held == cache.held_by(sequence) + cache.held_by(second)
     cache.close(sequence)
-    assert cache.bytes_held == cache.held_by(second) == ANALYTIC[name](100)
+    assert cache.bytes_held == cache.held_by(second)
+    assert 0 <= cache.bytes_held - ANALYTIC[name](100) <= unfilled
     cache.close(second)
     assert cache.bytes_held == 0
 
@@ -280,7 +295,7 @@ def test_h2o_scores_have_the_same_bits_in_chunks(chunk: int) -> None:
         sequence, content = cache.open(100), Text(5)
         while sequence.length < 100:
             step(cache, [(sequence, content, min(size, 100 - sequence.length), 0)])
-        seen.append(sequence.score)  # type: ignore[attr-defined]
+        seen.append(sequence.notes[0][..., :100])  # type: ignore[attr-defined]
     assert torch.equal(*seen)
     cos, sin = small_model().rotary.cos_sin(torch.arange(100))
     q, k = content.q[:100, 1].clone(), content.k[:100, 1].clone()

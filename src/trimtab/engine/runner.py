@@ -108,7 +108,7 @@ class Runner:
             out.hidden = torch.empty(tokens.shape[0], self.model.config.hidden_size)
         whole = None if out.residuals else self.cache.whole_step(rows)
         if whole is not None:
-            out.logits = native.step(tokens, rows.cos, rows.sin, whole, wanted, out.hidden)
+            out.logits = native.step(tokens, rows.cos, rows.sin, whole, wanted, out.hidden, self.cache.asked)
             return
         x = native.embed(tokens)
         for layer in range(self.cache.shape.num_layers):

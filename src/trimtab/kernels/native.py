@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trimtab.kernels.build import build
 from trimtab.kernels.packed import PackedRows
-from trimtab.kernels.paged import PagedRows
+from trimtab.kernels.paged import Asked, PagedRows
 
 
 class _Layer(ctypes.Structure):
@@ -47,8 +47,8 @@ class _Step(ctypes.Structure):
             (name, c_void_p)
             for name in ("tokens", "cos", "sin", "cos_sinks", "sin_sinks", "logit_rows", "logits", "hidden")
         ],
-        ("n", c_int32),
-        ("n_logits", c_int32),
+        *[(name, c_void_p) for name in ("queries", "lse")],
+        *[(name, c_int32) for name in ("n", "n_logits", "rotated")],
     ]
 
 
@@ -88,6 +88,8 @@ class Library:
             "tt_attend_packed": [c_void_p] * 5,
             "tt_write_packed": [c_void_p] * 4,
             "tt_pack": [c_void_p] * 2 + [c_int32] * 6,
+            "tt_heavy": [c_void_p, c_void_p, c_int32, c_int32, *[c_void_p] * 3],
+            "tt_moments": [c_void_p, c_void_p, c_int64, *[c_int32] * 4, *[c_void_p] * 2],
             "tt_matmul": [c_void_p, c_void_p, c_int32, c_void_p, c_int32, c_int32, c_void_p],
             "tt_read": [c_void_p, c_void_p, c_int64],
         }
@@ -183,6 +185,28 @@ class Library:
             sums.data_ptr(),
             sums.stride(0),
             sums.stride(1),
+        )
+
+    def heavy(self, rows: PagedRows, q: Tensor, lse: Tensor, each: Tensor) -> None:
+        """Score the rows of a step by what its rotated queries q [L, N, H, d] gave them (lse [L, N, H]), in
+        all layers, and drop the lowest ones. `each` int64 [spans, 6]: see evict.h's Heavy."""
+        self.lib.tt_heavy(
+            self.team,
+            ctypes.byref(rows.as_struct()),
+            q.shape[0],
+            q.shape[1],
+            q.data_ptr(),
+            lse.data_ptr(),
+            each.data_ptr(),
+        )
+
+    def moments(self, q: Tensor, total: Tensor, outer: Tensor) -> None:
+        """Add queries q float32 [L, n, H, d] (a slice of rows) to `total` [L, H, d] and, of their outer
+        products, the upper triangle to `outer` [L, H, d, d], in the order of the rows."""
+        layers, n, heads, d = q.shape
+        assert q.stride()[1:] == (heads * d, d, 1) and d % 16 == 0
+        self.lib.tt_moments(
+            self.team, q.data_ptr(), q.stride(0), n, layers, heads, d, total.data_ptr(), outer.data_ptr()
         )
 
     def write_packed(self, p: PackedRows, k: Tensor, v: Tensor) -> None:
@@ -300,15 +324,19 @@ class NativeModel:
         rows: PagedRows,
         logit_rows: Tensor,
         hidden: Tensor | None = None,
+        asked: Asked | None = None,
     ) -> Tensor:
-        """All layers over the paged full cache: tokens int64 [N], cos and sin float32 [N, d / 2],
-        logit_rows int32 [R]. Returns logits float32 [R, V]; fills `hidden` float32 [N, D] if given."""
+        """All layers over paged rows: tokens int64 [N], cos and sin float32 [N, d / 2], logit_rows int32 [R].
+        Returns logits float32 [R, V]; fills `hidden` float32 [N, D] and `asked` if given."""
         st = self._step
         logits = torch.empty(logit_rows.shape[0], self.config.vocab_size)
         st.tokens, st.cos, st.sin = tokens.data_ptr(), cos.data_ptr(), sin.data_ptr()
         st.cos_sinks, st.sin_sinks = map(_ptr, rows.sinks_cos_sin or (None, None))
         st.logit_rows, st.logits, st.hidden = logit_rows.data_ptr(), logits.data_ptr(), _ptr(hidden)
         st.n, st.n_logits = tokens.shape[0], logit_rows.shape[0]
+        st.queries, st.lse, st.rotated = None, None, 0
+        if asked is not None:
+            st.queries, st.lse, st.rotated = _ptr(asked.queries), _ptr(asked.lse), asked.rotated
         if self._paged is None or self._paged[0] is not rows:
             self._paged = rows, rows.as_struct()
         paged = self._paged[1]  # between the steps of one cache only these change

@@ -145,3 +145,12 @@ class PagedRows:
     def held(self, sequence: int, head: int) -> int:
         at = self.start_offset + sequence * self.start_seq + head * self.start_head
         return int(self.start.flatten()[at])
+
+
+@dataclass(slots=True)
+class Asked:
+    """What the layers asked in a step, kept for a policy that weighs rows by it."""
+
+    queries: Tensor  # float32 [L, N, H, d], before rotary embedding unless `rotated`
+    lse: Tensor  # float32 [L, N, H], logsumexp of each query's scores
+    rotated: bool = True

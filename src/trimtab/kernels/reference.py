@@ -97,6 +97,10 @@ class TorchKernels:
                 p[:, :, first_row:, :, : len(at)].sum((2, 3)).transpose(1, 2)
             )
 
+    def moments(self, q: Tensor, total: Tensor, outer: Tensor) -> None:
+        total += q.sum(1)
+        outer += torch.einsum("lnhi,lnhj->lhij", q, q)
+
 
 @dataclass(slots=True)
 class _Alike:

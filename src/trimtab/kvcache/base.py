@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from trimtab.kernels.paged import PAGE, PagedRows
+from trimtab.kernels.paged import PAGE, Asked, PagedRows
 from trimtab.kernels.reference import TorchKernels
 from trimtab.sizes import format_bytes
 
@@ -126,6 +126,7 @@ class KVCache(ABC):
     def __init__(self, shape: KVShape, options: Any, memory_bytes: int) -> None:
         self.shape = shape
         self.options = options
+        self.asked: Asked | None = None  # set by `begin` where a whole step is to leave its queries
         self.bytes_moved = 0  # bytes copied between places (device and host, packing, compaction)
         self.bytes_fetched = 0  # those of them that came from host memory to the device
         self._free_slots = list(range(shape.max_sequences - 1, -1, -1))

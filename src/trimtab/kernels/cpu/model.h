@@ -28,7 +28,8 @@ struct Step {
   const float *cos_sinks, *sin_sinks;  // optional: of the positions from which a window's sinks are asked
   const int32_t* logit_rows;   // rows whose logits are wanted
   float *logits, *hidden;      // [n_logits, vocab]; optional [N, D] after the final norm
-  int32_t n, n_logits;
+  float *queries, *lse;        // optional [L, N, H, d] and [L, N, H]: what each layer asked, and its logsumexp
+  int32_t n, n_logits, rotated;  // rotated: whether `queries` are wanted after rotary embedding
 };
 
 // Rows of activations in the layout matmul wants: stride padded to CHUNK, the tail zero.
@@ -205,6 +206,12 @@ struct Model {
         c.window = (int)l.window;
         head_norms(t, l, n, q.data(), k.data());
         Range r = share(n, 1, t, team.n);
+        const i64 width = (i64)s.H * s.d;
+        auto keep_queries = [&] {
+          if (r.begin < r.end)
+            memcpy(st.queries + ((i64)i * n + r.begin) * width, q.data() + r.begin * width, (r.end - r.begin) * width * sizeof(float));
+        };
+        if (st.queries && !st.rotated) keep_queries();
         for (int j = r.begin; j < r.end; j++) {
           if (c.q_sinks) {
             const i64 at = (i64)j * s.H * s.d;
@@ -214,12 +221,14 @@ struct Model {
           rotate(q.data() + (i64)j * s.H * s.d, s.H, s.d, st.cos + (i64)j * s.d / 2, st.sin + (i64)j * s.d / 2);
           rotate(k.data() + (i64)j * s.G * s.d, s.G, s.d, st.cos + (i64)j * s.d / 2, st.sin + (i64)j * s.d / 2);
         }
+        if (st.queries && st.rotated) keep_queries();
         write_share<W>(c, k.data(), v.data(), r.begin, r.end);
         team.barrier(t);
         auto source = [&](int seq, int g) { return PagedSource<W>{c, seq, g}; };
         const bool shared = runs.any() && !l.window;
         if (shared) attend_shared(team, t, c, runs, source, scratch[t], states, q.data());
-        attend_all(team, c, source, scratch[t], states, q.data(), mask_at.data(), shared, [&](int row, int h, const float* o, float) {
+        attend_all(team, c, source, scratch[t], states, q.data(), mask_at.data(), shared, [&](int row, int h, const float* o, float z) {
+          if (st.lse) st.lse[((i64)i * n + row) * s.H + h] = z;
           auto p = mid.row<W>(row);
           for (int j = 0; j < s.d; j++) put<W>(p, h * s.d + j, o[j]);
         });

@@ -1,7 +1,9 @@
 // The C functions that kernels/native.py calls. Every pointer is owned by the caller.
 #include "attention.h"
+#include "evict.h"
 #include "matmul.h"
 #include "model.h"
+#include "moments.h"
 #include "packed.h"
 #include "simd.h"
 #include "team.h"
@@ -172,6 +174,15 @@ API void tt_column_sums(void* team, const Paged* c, const float* q, const float*
   });
 }
 #include "per_layer_api.h"
+
+// Adds to the scores of a step's rows what its queries [L, n, H, d] gave them, and drops the lowest: one Heavy a span.
+API void tt_heavy(void* team, const Paged* c, int layers, int n, const float* q, const float* lse, const Heavy* each) {
+  heavy_hitters<E>(*(Team*)team, *c, layers, n, q, lse, each);
+}
+// Adds n queries of every layer and head to their sums [L, H, d] and outer products [L, H, d, d].
+API void tt_moments(void* team, const float* q, i64 layer, int n, int L, int H, int d, float* sum, float* outer) {
+  moments(*(Team*)team, q, layer, n, L, H, d, sum, outer);
+}
 
 // y[m, n] = x[m, k] w[n, k]^T, for tests of batch invariance.
 API void tt_matmul(void* team, const float* x, int M, const void* w, int N, int K, float* y) {

@@ -168,6 +168,12 @@ class FarValues(PerHeadRows):
             found.append(values[tuple(where)].to(keys.device))
         return keys[page, :, at], torch.cat(found)
 
+    def layer_rows(self, slot: int, layer: int) -> tuple[Tensor, Tensor]:
+        n = int(self.length[slot, layer].max())
+        index = torch.arange(n).expand(*self.length.shape[1:], n)
+        k, v = self.gather(slot, index)
+        return k[layer].float(), v[layer].float()
+
     def scatter(self, slot: int, index: Tensor, k: Tensor, v: Tensor) -> None:
         keys, page, at = self._keys(slot, index)
         keys[page, :, at] = k
@@ -175,8 +181,8 @@ class FarValues(PerHeadRows):
             where = (x.to(values.device) for x in _place(table, index[layers]))
             values[tuple(where)] = v[layers].to(values.device)
 
-    def _shrink(self, slot: int) -> None:
-        need = (self.length[slot] + (PAGE - 1)) // PAGE
+    def _shrink(self, slot: int, spare: int = 0) -> None:
+        need = ((self.length[slot] + (PAGE - 1 + spare)) // PAGE).minimum(self._pages[slot])
         at = torch.arange(self.per_head)
         extra = (at >= need[..., None]) & (at < self._pages[slot, :, :, None])
         near, far = extra & ~self.far[slot, :, None, None], extra.clone()

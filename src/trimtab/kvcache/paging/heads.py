@@ -33,6 +33,10 @@ class HeadRows(ABC):
     @abstractmethod
     def close(self, slot: int) -> None: ...
 
+    def fits(self, slot: int, count: int) -> bool:
+        """Whether `reserve` would find all it needs in place. Asked for every token, so it must be quick."""
+        return False
+
     @abstractmethod
     def reserve(self, slot: int, count: int, beside: int = 0) -> bool:
         """Room for `count` rows more in every head, and for packing them, while the policy holds `beside`
@@ -81,6 +85,11 @@ class HeadRows(ABC):
         return 0
 
     # --- choosing
+
+    @abstractmethod
+    def layer_rows(self, slot: int, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys (rotated) and values float32 [G, n, d] of the committed rows of a layer, none of them packed;
+        n rows are at least those of the longest head, and those behind a head's last are arbitrary."""
 
     @abstractmethod
     def keep(self, slot: int, index: Tensor, count: Tensor | None = None) -> int:

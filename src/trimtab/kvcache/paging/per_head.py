@@ -38,6 +38,10 @@ class PerHeadRows(HeadRows):
         self.length = torch.zeros(*heads, dtype=torch.int32)  # committed rows
         self._pages = torch.zeros(*heads, dtype=torch.int32)  # pages held, and dropped ones between them
         self._dropped = torch.zeros(*heads, dtype=torch.int32)
+        self._room = [0] * shape.max_sequences  # rows that every head of a text surely has pages for
+        self._held: list[int | None] = [0] * shape.max_sequences  # pages of a text, where known
+        # The same memory for numpy, whose calls cost a fraction of torch's: `grow` runs for every token.
+        self._length = self.length.numpy()
         self._window = torch.zeros(heads[1:], dtype=torch.int32)  # 0 = the head sees all its rows
         self._sinks = 0
         self._call = PagedRows(
@@ -62,6 +66,11 @@ class PerHeadRows(HeadRows):
         self.length[slot] = 0
         self._pages[slot] = 0
         self._dropped[slot] = 0
+        self._resized(slot)
+
+    def _resized(self, slot: int) -> None:
+        self._room[slot] = int((self._pages[slot] * PAGE - self.length[slot]).min())
+        self._held[slot] = None
 
     def look_back(self, window: Tensor, sinks: int) -> None:
         """Let a row of head (l, g) see the first `sinks` rows and the latest `window[l, g]`, itself included.
@@ -91,10 +100,14 @@ class PerHeadRows(HeadRows):
             table[more] = table[0]
         self.pool.free(freed)
         self._dropped[slot] = torch.maximum(self._dropped[slot], unseen)
+        self._held[slot] = None
 
     @property
     def _first_dropped(self) -> int:
         return max(1, -(-self._sinks // PAGE))
+
+    def fits(self, slot: int, count: int) -> bool:
+        return count <= self._room[slot]
 
     def reserve(self, slot: int, count: int, beside: int = 0) -> bool:
         """Room for `count` rows more in every head while the policy holds `beside` bytes elsewhere.
@@ -114,6 +127,7 @@ class PerHeadRows(HeadRows):
             return False
         self._enter(self.table[slot], have, missing, pages)
         self._pages[slot] = torch.maximum(need, have)
+        self._resized(slot)
         return True
 
     @staticmethod
@@ -169,7 +183,8 @@ class PerHeadRows(HeadRows):
         return call
 
     def grow(self, slot: int, count: int) -> None:
-        self.length[slot] += count
+        self._length[slot] += count
+        self._room[slot] -= count
 
     def _views(self) -> tuple[Tensor, Tensor]:
         """Keys [pages, d, 16] and values [pages, 16, d] of the whole arena."""
@@ -188,6 +203,12 @@ class PerHeadRows(HeadRows):
         keys, values = self._views()
         page, at = self._locate(slot, index)
         return keys[page, :, at], values[page, at]
+
+    def layer_rows(self, slot: int, layer: int) -> tuple[Tensor, Tensor]:
+        keys, values = self._views()
+        pages = -(-int(self.length[slot, layer].max()) // PAGE)
+        held = self.table[slot, layer, :, :pages].long().to(keys.device)
+        return keys[held].transpose(2, 3).flatten(1, 2).float(), values[held].flatten(1, 2).float()
 
     def scatter(self, slot: int, index: Tensor, k: Tensor, v: Tensor) -> None:
         keys, values = self._views()
@@ -217,12 +238,19 @@ class PerHeadRows(HeadRows):
         last = (self.length[slot].long() - 1)[..., None]
         k, v = self.gather(slot, last)
         self.scatter(slot, victim[..., None], k, v)
-        self.length[slot] -= 1
-        self._shrink(slot)
+        self.cut(slot, 1)
         return 2 * k.numel() * k.element_size()
 
-    def _shrink(self, slot: int) -> None:
-        need = (self.length[slot] + (PAGE - 1)) // PAGE
+    def cut(self, slot: int, count: int) -> None:
+        """Forget the last `count` rows of every head; the page of the row to come is kept."""
+        self._length[slot] -= count
+        self._room[slot] += count
+        if self._room[slot] > PAGE:
+            self._shrink(slot, spare=1)
+
+    def _shrink(self, slot: int, spare: int = 0) -> None:
+        """Give back pages behind those of the rows held and of `spare` more."""
+        need = ((self.length[slot] + (PAGE - 1 + spare)) // PAGE).minimum(self._pages[slot])
         extra = self._pages[slot] - need
         freed: list[int] = []
         for layer, head in extra.nonzero().tolist():
@@ -233,11 +261,13 @@ class PerHeadRows(HeadRows):
             freed += [page for page in held[first:end] if page >= 0]
         self.pool.free(freed)
         self._pages[slot] = need
+        self._resized(slot)
 
     def close(self, slot: int) -> None:
         self.length[slot] = 0
         self._shrink(slot)
         self._dropped[slot] = 0
+        self._held[slot] = 0
 
     @property
     def bytes_capacity(self) -> int:
@@ -248,7 +278,10 @@ class PerHeadRows(HeadRows):
         return self.pool.bytes_used
 
     def held(self, slot: int) -> int:
-        return int((self._pages - self._dropped)[slot].sum()) * self.pool.page_bytes
+        held = self._held[slot]
+        if held is None:
+            held = self._held[slot] = int((self._pages[slot] - self._dropped[slot]).sum())
+        return held * self.pool.page_bytes
 
     def read(self, slot: int) -> int:
         length = self.length[slot]

@@ -1,7 +1,8 @@
 """What policies on rows held head by head have in common: they write, attend, commit, and then choose.
 
 By itself this keeps every row: packing policies (kivi, rtn) are just that on a store of their own. Policies
-that choose rows override `note`, which sees a step's queries, and `choose`, called when rows are permanent.
+that choose rows override `choose`, called when rows are permanent; those that weigh them by what was asked
+say so in `asks`, and find the queries of all layers in `asked` at the commit.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
-from trimtab.kernels.paged import PagedRows
+from trimtab.kernels.paged import Asked, PagedRows
 from trimtab.kvcache.base import KVCache, KVShape, Sequence, StepRows
 from trimtab.kvcache.paging.heads import HeadRows
 from trimtab.kvcache.paging.per_head import PerHeadRows
@@ -21,6 +23,7 @@ from trimtab.registry import KV_CACHES
 class RowPolicy(KVCache):
     stage: ClassVar[Literal["alone", "keep", "store", "place"]] = "keep"
     notes_bytes: ClassVar[int] = 0  # what the policy keeps beside each row
+    asks_rotated: bool = True  # whether queries are wanted after rotary embedding
 
     def __init__(self, shape: KVShape, options: Any, memory_bytes: int) -> None:
         super().__init__(shape, options, memory_bytes)
@@ -63,34 +66,52 @@ class RowPolicy(KVCache):
         del self._open[sequence.slot]
 
     def reserve(self, sequence: Sequence, count: int) -> bool:
-        return self.rows.reserve(sequence.slot, count, self._beside)
+        rows = self.rows
+        return rows.fits(sequence.slot, count) or rows.reserve(sequence.slot, count, self._beside)
 
     # --- a step
 
-    def note(self, layer: int, q: Tensor, lse: Tensor, rows: StepRows) -> None:
-        """See the rotated queries [N, H, d] of the step and their logsumexp [N, H]."""
-
-    def notes(self, rows: StepRows) -> bool:
-        """Whether `note` must see this step; if not it may run in one native call."""
+    def asks(self, rows: StepRows) -> bool:
+        """Whether the step's queries are wanted in `asked`."""
         return False
+
+    def begin(self, rows: StepRows) -> None:
+        self.asked = None
+        if self.asks(rows):
+            s, n = self.shape, rows.positions.shape[0]
+            self.asked = Asked(
+                queries=torch.empty(s.num_layers, n, s.num_heads, s.head_dim, device=s.device),
+                lse=torch.empty(s.num_layers, n, s.num_heads, device=s.device),
+                rotated=self.asks_rotated,
+            )
 
     def choose(self, sequence: Sequence, count: int) -> None:
         """`count` rows became permanent: drop rows, if it is time."""
 
     def whole_step(self, rows: StepRows) -> PagedRows | None:
-        return None if self.notes(rows) else self.rows.whole_step(rows)
+        return self.rows.whole_step(rows)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rows: StepRows) -> Tensor:
-        kernels = self.shape.kernels
+        kernels, asked = self.shape.kernels, self.asked
+        if asked is not None and not asked.rotated:
+            asked.queries[layer] = q
         kernels.rotate(q, rows.cos, rows.sin)
         kernels.rotate(k, rows.cos, rows.sin)
         self.rows.write(layer, k, v, rows)
         out, lse = self.rows.attend(layer, q, rows)
-        self.note(layer, q, lse, rows)
+        if asked is not None:
+            asked.lse[layer] = lse
+            if asked.rotated:
+                asked.queries[layer] = q
         return out
 
     def arrange(self, rows: StepRows, span: int, order: Seq[int]) -> None:
         self.rows.arrange(rows.sequences[span].slot, order)
+        if self.asked is not None:
+            first = rows.bounds[span][0]
+            source = torch.tensor(order, device=self.shape.device) + first
+            for values in (self.asked.queries, self.asked.lse):
+                values[:, first : first + len(order)] = values[:, source]
 
     def commit(self, rows: StepRows, kept: Seq[int]) -> None:
         super().commit(rows, kept)
