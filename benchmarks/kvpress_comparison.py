@@ -87,7 +87,7 @@ def _of_the_prompt(kept: int, generated: range, row_bytes: int) -> int:
 
 
 def _in_all(kept: int, generated: range, row_bytes: int) -> int:
-    """A budget for good, with a score and a position of 4 bytes each beside every row."""
+    """A budget for good, with a score and a position of 4 bytes each beside every row of a page."""
     return max(2, kept * row_bytes // (row_bytes + 8) // PAGE * PAGE)
 
 
@@ -102,8 +102,8 @@ PAIRS = [
     Pair("StreamingLLM", "streaming:sinks=4,window={rows}", _window),
     Pair("ObservedAttention", "h2o:budget={rows}", _in_all),
     Pair("ExpectedAttention", "expected_attention:budget={rows}", _of_the_prompt),
-    Pair("AdaKV(SnapKV)", "adakv:budget={rows},score=snapkv", _of_the_prompt),
-    Pair("AdaKV(ExpectedAttention)", "adakv:budget={rows},score=expected_attention", _of_the_prompt),
+    Pair("AdaKV(SnapKV)", "adakv:budget={rows},scorer=snapkv", _of_the_prompt),
+    Pair("AdaKV(ExpectedAttention)", "adakv:budget={rows},scorer=expected_attention", _of_the_prompt),
     *(
         Pair(
             "QuantizedCache",
