@@ -13,7 +13,7 @@ from kernels.libraries import DTYPES, native_kernels
 from trimtab.kernels import native_per_layer, reference_per_layer
 from trimtab.kernels.affine import AffineCodec
 from trimtab.kernels.codes import block_bytes, pack_codes, unpack_codes
-from trimtab.kernels.per_layer import PerLayerTables
+from trimtab.kernels.per_layer import Codec, PerLayerTables
 from trimtab.kernels.reference import TorchKernels
 
 LAYERS, H, G, D = 2, 6, 2, 16
@@ -30,10 +30,11 @@ def tables(
     folded: bool = False,
     ordered: bool = True,
     rope: bool = True,
+    codec: Codec | None = None,
 ) -> PerLayerTables:
     """Three texts of 40, 600 and 3 rows, of which 37, 590 and none are coded; nothing is written yet."""
     g = torch.Generator().manual_seed(5)
-    codec = AffineCodec(bits, WIDTH, group, 0.8 if bits == 2 else 1.0)
+    codec = codec or AffineCodec(bits, WIDTH, group, 0.8 if bits == 2 else 1.0)
     lengths = torch.tensor([40, 600, 3], dtype=torch.int32)
     t = PerLayerTables(
         arena=torch.empty(0, dtype=torch.uint8),

@@ -9,11 +9,27 @@ import pytest
 import torch
 
 from kvcache.dense import Dense, DenseH2O, DenseKivi, DenseSnapKV, DenseStreaming, score
+from kvcache.dense_kvquant import DenseKVQuant
 from kvcache.dense_offload import DenseH2OOnKCache, DenseKCache, DenseSnapKVOnKCache
 from kvcache.dense_retrieval import DenseRetrievalHeads
 from kvcache.dense_rotatekv import DenseRotateKV
 from kvcache.dense_scored import DenseExpected, DenseVotes
-from kvcache.policies import LOSSY, make_engine, small_model, text
+from kvcache.policies import LOSSY, fitted, make_engine, small_model, text
+from trimtab.attachment import Attachment
+from trimtab.kernels.nuq import NuqCodec
+from trimtab.kvcache.kvquant import KVQuant
+
+
+def kvquant() -> Attachment:
+    return Attachment.load(fitted(small_model()) / "kvquant")
+
+
+def room(name: str) -> int:
+    """Keys that a list of outliers holds."""
+    cache = make_engine(LOSSY[name], "torch").cache
+    assert isinstance(cache, KVQuant) and isinstance(cache.rows.tables.codec, NuqCodec)
+    return cache.rows.tables.codec.k_most
+
 
 TWINS: dict[str, Callable[[], Dense]] = {
     "full": Dense,
@@ -25,6 +41,14 @@ TWINS: dict[str, Callable[[], Dense]] = {
     "h2o": lambda: DenseH2O(budget=40, recent=20),
     "h2o, mostly heavy": lambda: DenseH2O(budget=33, recent=3),
     "snapkv": lambda: DenseSnapKV(budget=48, window=16),
+    "kvquant 2 bits": lambda: DenseKVQuant(
+        attachment=kvquant(), bits=2, sinks=0, q_norm=True, room=room("kvquant 2 bits")
+    ),
+    "kvquant 3 bits": lambda: DenseKVQuant(attachment=kvquant(), sinks=5, room=room("kvquant 3 bits")),
+    "kvquant 4 bits, dense": lambda: DenseKVQuant(attachment=kvquant(), bits=4, outliers=0, sinks=0),
+    "kvquant, late and even": lambda: DenseKVQuant(
+        attachment=kvquant(), sinks=0, nuq=False, pre_rope=False, room=room("kvquant, late and even")
+    ),
     "rotatekv 2 bits": lambda: DenseRotateKV(bits=2, group=16, clip=0.8, sinks=3),
     "rotatekv 3 bits, folded": lambda: DenseRotateKV(bits=3, group=32, heads=1),
     "snapkv, max": lambda: DenseSnapKV(budget=40, window=5, kernel=7, pooling="max"),
@@ -66,7 +90,7 @@ def test_scores_are_those_of_the_dense_twin(name: str, backend: str) -> None:
     got = torch.tensor([x for s in scored for x in s.logprobs])
     difference = (got - truth(name)).abs()
     if name.startswith(
-        ("kivi", "rotatekv")
+        ("kivi", "kvquant", "rotatekv")
     ):  # a last bit may tip a code over, which moves later tokens a bit
         assert difference.quantile(0.9) < 1e-3 and difference.mean() < 5e-3
     else:

@@ -27,6 +27,7 @@ from trimtab.calibration.base import Calibration, CalibrationOptions, Progress
 from trimtab.calibration.fitting.clusters import centroids
 from trimtab.calibration.fitting.look import keys_and_values, with_gradients
 from trimtab.errors import ConfigError
+from trimtab.kernels.nuq import edges, normalized, outliers_per_side
 from trimtab.models.rotary import rotate
 from trimtab.registry import CALIBRATIONS, Card
 
@@ -130,17 +131,6 @@ class KVQuantCalibration(Calibration):
         return tensors, {}
 
 
-def normalized(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """`x` so that `low` to `high` becomes -1 to 1; 0 where these are the same."""
-    half = (high - low) / 2
-    return torch.where(half > 0, (x - (high + low) / 2) / half, torch.zeros_like(x))
-
-
-def outliers_per_side(outliers: float, width: int) -> int:
-    """How many of `width` numbers lie beyond one percentile, when a share of `outliers` lies beyond both."""
-    return 0 if outliers == 0 else width - 1 - int((width - 1) * (1 - outliers / 2))
-
-
 def token_range(v: Tensor, outliers: float) -> tuple[Tensor, Tensor]:
     """Smallest and largest [tokens, 1] of each row of `v` [tokens, width] that is no outlier.
 
@@ -191,7 +181,7 @@ class _Histogram:
         """The codebook [2^bits], and mean and deviation before and after quantization with it [4]."""
         places = (torch.arange(_BINS, dtype=torch.float64) + 0.5) / _BINS * 2 - 1
         codebook = centroids(places, self.weight, 2**bits)
-        nearest = codebook[torch.searchsorted((codebook[1:] + codebook[:-1]) / 2, places)]
+        nearest = codebook[torch.searchsorted(edges(codebook), places)]
         moments: list[Tensor] = []
         for x in (places, nearest):
             mean = (self.count * x).sum() / self.count.sum()

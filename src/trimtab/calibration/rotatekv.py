@@ -20,6 +20,7 @@ from trimtab.calibration.base import Calibration, CalibrationOptions, Progress
 from trimtab.calibration.fitting.look import keys_and_values
 from trimtab.errors import ConfigError
 from trimtab.kernels.reference_per_layer import transformed
+from trimtab.kvcache.rotatekv import key_block
 from trimtab.registry import CALIBRATIONS, Card
 
 if TYPE_CHECKING:
@@ -59,18 +60,10 @@ class RotateKVCalibration(Calibration):
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """`order` int64 [L, G * d]: stored channel c is rotated channel order[layer, c]."""
         c = model.config
-        block = hadamard_channels(options.heads, c.num_kv_heads, c.head_dim)
+        block = key_block(c.num_kv_heads, c.head_dim, options.heads)
         sums = torch.zeros(c.num_layers, c.num_kv_heads * c.head_dim, dtype=torch.float64)
         for number, tokens in enumerate(sequences):
             progress("channel sums", number / len(sequences))
             for layer, k in enumerate(keys_and_values(model, tokens)[0]):
                 sums[layer] += transformed(k.flatten(1), block).double().sum(0).cpu()
         return {"order": sums.argsort(dim=1, stable=True)}, {}
-
-
-def hadamard_channels(heads: int, num_kv_heads: int, head_dim: int) -> int:
-    """Channels of one Hadamard transform: those of at most `heads` neighbouring KV heads, as many as divide
-    their number; where these are no power of two, the largest that divides them (block-Hadamard)."""
-    together = max(m for m in range(1, heads + 1) if num_kv_heads % m == 0)
-    width = together * head_dim
-    return width & -width

@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "affine.h"
+#include "nuq.h"
 #include "per_layer.h"
 
 struct NoCodec {  // nothing is ever coded
@@ -18,6 +19,9 @@ template <class Use> static void with_codec(const PerLayer& p, int layer, const 
     case 16 + 2: return use(Affine16<2>(p, layer));
     case 16 + 3: return use(Affine16<3>(p, layer));
     case 16 + 4: return use(Affine16<4>(p, layer));
+    case 32 + 2: return use(Nuq<2, E>(p, layer));
+    case 32 + 3: return use(Nuq<3, E>(p, layer));
+    case 32 + 4: return use(Nuq<4, E>(p, layer));
     default: return use(NoCodec(p, layer));
   }
 }
