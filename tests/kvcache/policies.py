@@ -38,6 +38,9 @@ LOSSY = {
     "h2o, mostly heavy": "h2o:budget=33,recent=0.1",
     "snapkv": "snapkv:budget=48,window=16",
     "snapkv, max": "snapkv:budget=40,window=5,kernel=7,pooling=max",
+    "sentencekv": "sentencekv:budget=20,semantic_factor=2,first=4,last=8,window=8,max_sentence=12",
+    "sentencekv, one sentence at a time": "sentencekv:budget=33,semantic_factor=1,first=0,last=1,window=5,"
+    "kernel=1,max_sentence=40",
     "kcache": "kcache:n=4",
     "kcache, renormalized": "kcache:n=3,renormalize=true,full_layers=1",
     "snapkv + kcache": "snapkv:budget=48,window=16+kcache:n=4",
@@ -67,6 +70,7 @@ IDENTITY = {
     "snapkv": "snapkv:budget=10000,window=5",
     "kcache": "kcache:n=10000",
     "kvquant": "kvquant:bits=16",
+    "sentencekv": "sentencekv:budget=10000",
     "expected_attention": "expected_attention:budget=100%",
     "adakv": "adakv:budget=100%,chunk=16",
     "rotatekv": "rotatekv:bits=16,reorder=false",

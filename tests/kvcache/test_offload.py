@@ -8,7 +8,19 @@ from torch import Tensor
 
 import trimtab
 from kernels.libraries import native_kernels
-from kvcache.policies import PROMPTS, feed, make_engine, params, results, small_model, text, undisturbed
+from kvcache.dense import score
+from kvcache.dense_offload import DenseSentenceKV
+from kvcache.policies import (
+    LOSSY,
+    PROMPTS,
+    feed,
+    make_engine,
+    params,
+    results,
+    small_model,
+    text,
+    undisturbed,
+)
 from kvcache.shapes import make_shape
 from kvcache.test_protocol import LAYERS, D, G, H, Text, prefill, step
 from trimtab.engine.setup import build_cache
@@ -16,6 +28,7 @@ from trimtab.errors import ConfigError, PlanError, RequestError
 from trimtab.kernels.reference import TorchKernels
 from trimtab.kvcache.base import KVCache
 from trimtab.kvcache.paging.per_head import PerHeadRows
+from trimtab.models.sentences import sentence_ends
 
 HALF_ROW = D * 4  # bytes of the keys or the values of one token, layer and head
 
@@ -155,13 +168,72 @@ def test_a_step_may_hold_prompts_and_generated_rows() -> None:
         assert all(torch.equal(a, b) for a, b in zip(x, y, strict=True))
 
 
+# --- SentenceKV
+
+SENTENCES = "sentencekv:budget=20,semantic_factor=2,first=4,last=8,window=8,max_sentence=12"
+FULL_STOP = 7
+
+
+def test_sentencekv_retrieves_what_its_dense_twin_does_and_moves_no_row_twice() -> None:
+    """With sentences of several lengths, some ended by a token and some cut; also rows moved, one by one."""
+    context, continuation = text(90, 3), text(60, 4)
+    for at in (10, 11, 25, 60):
+        context[at] = FULL_STOP
+    for at in (5, 6, 20, 40):
+        continuation[at] = FULL_STOP
+    for ends in ((), (FULL_STOP,)):
+        twin = DenseSentenceKV(tokens=context + continuation, ends=ends)
+        expected = score(small_model(), twin, context, continuation)
+        engine = make_engine(SENTENCES)
+        engine.cache.ends = frozenset(ends)  # type: ignore[attr-defined]
+        [scored] = engine.score([(context, continuation)])
+        assert scored.logprobs == pytest.approx(expected, abs=1e-4)
+        assert engine.stats().kv_bytes_fetched == twin.crossed * 2 * HALF_ROW
+        longest = max(map(len, twin.sentences))
+        assert longest == 12 and (len(twin.sentences) > 14) == bool(ends)
+
+
+def test_sentencekv_holds_a_budget_on_the_device_however_long_the_text() -> None:
+    engine = make_engine(SENTENCES)
+    request = feed(engine, text(300), text(90, 1))
+    assert request.sequence is not None
+    device, host = engine.cache.held_by(request.sequence), engine.cache.host_held_by(request.sequence)
+    rows, vectors = LAYERS * G * 32 * 2 * HALF_ROW, LAYERS * G * HALF_ROW * (25 + 90 // 12 + 2)
+    assert device == rows + vectors
+    kept = 40 + 90
+    assert host == LAYERS * G * (144 * 2 * HALF_ROW + kept * 4), "whole pages, and a number a row"
+    assert engine.stats().kv_bytes_host == host == request.metrics.kv_bytes_host
+    engine.cancel([request])
+    assert engine.stats().kv_bytes_held == engine.stats().kv_bytes_host == 0
+
+
+def test_a_budget_that_holds_the_text_moves_nothing_after_the_prompt() -> None:
+    engine = make_engine("sentencekv:budget=500,first=4,last=200")
+    engine.generate([text(150)], params())
+    assert engine.stats().kv_bytes_fetched == 0
+
+
+def test_sentences_end_where_readers_see_them_end() -> None:
+    model = trimtab.load()
+    ends = sentence_ends(model.tokenizer)
+    assert model.tokenizer is not None
+    size = model.tokenizer.vocab_size
+    for i in range(size):
+        piece = model.tokenizer.decode([i], skip_special_tokens=False)
+        if piece in (".", "!", "?", "\n", "\n\n", '."', "...", "。"):
+            assert i in ends, piece
+        if piece.strip().isalnum() or piece in (",", ";", " "):
+            assert i not in ends, piece
+    assert 3 < len(ends) < size / 4
+    assert sentence_ends(None) == frozenset()
+    assert make_engine("sentencekv", model=model).cache.ends == ends  # type: ignore[attr-defined]
+
+
 # --- host memory
 
 
-@pytest.mark.parametrize("name", ["kcache"])
+@pytest.mark.parametrize("name", ["kcache", "sentencekv"])
 def test_tight_host_memory_preempts_and_changes_nothing(name: str) -> None:
-    from kvcache.policies import LOSSY
-
     largest = 0
     for prompt in PROMPTS:
         engine = make_engine(LOSSY[name])
@@ -174,15 +246,15 @@ def test_tight_host_memory_preempts_and_changes_nothing(name: str) -> None:
     assert engine.stats().preemptions > 0 and engine.stats().kv_bytes_host == 0
 
 
-@pytest.mark.parametrize("name", ["kcache"])
+@pytest.mark.parametrize("name", ["kcache", "sentencekv"])
 def test_too_little_host_memory_is_one_clear_sentence(name: str) -> None:
     with pytest.raises(ConfigError, match=f"'host_memory' of {name} is 100 B, less than one page"):
         make_engine(f"{name}:host_memory=100")
     with pytest.raises(ConfigError, match=f"'host_memory' of {name} is 'plenty'; write bytes"):
         make_engine(f"{name}:host_memory=plenty")
-    engine = make_engine(f"{name}:host_memory=16KiB")
+    engine = make_engine(f"{name}:host_memory=20KiB")
     with pytest.raises(
-        RequestError, match=f"'host_memory' of {name} is 16.0 KiB, too little for one request"
+        RequestError, match=f"'host_memory' of {name} is 20.0 KiB, too little for one request"
     ):
         engine.generate([text(300)], params())
     assert engine.stats().kv_bytes_held == engine.stats().kv_bytes_host == 0
@@ -197,6 +269,12 @@ def test_too_little_host_memory_is_one_clear_sentence(name: str) -> None:
         ("kcache:full_layers=2", "the model has 2 layers"),
         ("streaming+kcache", "streaming cannot be combined with kcache"),
         ("kcache:n=3+kcache:n=4", "both decide where rows are kept"),
+        ("sentencekv:budget=64", "'budget' of sentencekv is 64, but first . last are already 64 rows"),
+        ("sentencekv:budget=128,semantic_factor=0.5", "'semantic_factor' of sentencekv is 0.5"),
+        ("sentencekv:kernel=4", "'kernel' of sentencekv is 4; it must be odd"),
+        ("sentencekv:max_sentence=0", "'max_sentence' of sentencekv is 0"),
+        ("sentencekv:last=0", "'last' of sentencekv is 0"),
+        ("snapkv+sentencekv", "sentencekv cannot be combined with snapkv"),
     ],
 )
 def test_what_cannot_be_is_refused_with_a_reason(cache: str, message: str) -> None:

@@ -11,6 +11,7 @@ import torch
 from kvcache.dense import Dense, DenseH2O, DenseKivi, DenseSnapKV, DenseStreaming, score
 from kvcache.dense_kvquant import DenseKVQuant
 from kvcache.dense_offload import DenseH2OOnKCache, DenseKCache, DenseSnapKVOnKCache
+from kvcache.dense_offload import DenseH2OOnKCache, DenseKCache, DenseSentenceKV, DenseSnapKVOnKCache
 from kvcache.dense_retrieval import DenseRetrievalHeads
 from kvcache.dense_rotatekv import DenseRotateKV
 from kvcache.dense_scored import DenseExpected, DenseVotes
@@ -52,6 +53,10 @@ TWINS: dict[str, Callable[[], Dense]] = {
     "rotatekv 2 bits": lambda: DenseRotateKV(bits=2, group=16, clip=0.8, sinks=3),
     "rotatekv 3 bits, folded": lambda: DenseRotateKV(bits=3, group=32, heads=1),
     "snapkv, max": lambda: DenseSnapKV(budget=40, window=5, kernel=7, pooling="max"),
+    "sentencekv": DenseSentenceKV,
+    "sentencekv, one sentence at a time": lambda: DenseSentenceKV(
+        budget=33, factor=1, first=0, last=1, window=5, kernel=1, max_sentence=40
+    ),
     "kcache": lambda: DenseKCache(n=4),
     "kcache, renormalized": lambda: DenseKCache(n=3, renormalize=True, full_layers=1),
     "snapkv + kcache": lambda: DenseSnapKVOnKCache(n=4, budget=48, window=16),

@@ -223,6 +223,12 @@ def rotatekv_bytes(length: int, bits: int, group: int, kept: int) -> float:
     return coded + kept * LAYERS * 2 * G * D * 4 + (pages(length) - length // 16) * 16 * TOKEN_BYTES
 
 
+def sentence_bytes(length: int, budget: int, near: int, max_sentence: int) -> int:
+    """The prompt's `near` rows, then the budget; a vector a sentence, the sums of the one under way."""
+    sentences = math.ceil(100 / max_sentence) + (length - 100) // max_sentence
+    return per_head_bytes(near if length == 100 else budget) + LAYERS * G * D * 4 * (sentences + 2)
+
+
 ANALYTIC: dict[str, Callable[[int], float]] = {
     "full": full_bytes,
     "streaming": lambda n: streaming_bytes(n, 4, 28),
@@ -235,6 +241,8 @@ ANALYTIC: dict[str, Callable[[int], float]] = {
     "h2o, mostly heavy": lambda n: per_head_bytes(33 + 1, notes=8),
     "snapkv": lambda n: per_head_bytes(48 + n - 100),
     "snapkv, max": lambda n: per_head_bytes(40 + n - 100),
+    "sentencekv": lambda n: sentence_bytes(n, 20, 12, 12),
+    "sentencekv, one sentence at a time": lambda n: sentence_bytes(n, 33, 1, 40),
     "kcache": keys_bytes,
     "kcache, renormalized": lambda n: keys_bytes(n, near_layers=1),
     "snapkv + kcache": lambda n: keys_bytes(48 + n - 100),

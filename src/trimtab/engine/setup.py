@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from trimtab.attachment import Attachments
@@ -11,6 +12,7 @@ from trimtab.errors import PlanError
 from trimtab.kernels.build import build_in_background, is_built
 from trimtab.kernels.reference import TorchKernels
 from trimtab.kvcache.base import KVCache, KVShape
+from trimtab.models.sentences import sentence_ends
 from trimtab.registry import KV_CACHES
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ def build_cache(model: Model, plan: Plan, kernels: Library | TorchKernels) -> KV
         rotary=model.rotary,
         kernels=kernels,
         attachments=Attachments(model),
+        sentence_ends=partial(sentence_ends, model.tokenizer),
         chain=plan.cache.then,
     )
     return method.cls(shape, plan.cache.options, plan.kv_memory or default_memory(shape))

@@ -166,7 +166,7 @@ def _value_pages(rows: PagedRows) -> Tensor:
 
 
 def _values(rows: PagedRows, same: _Alike, seen: Tensor, at: Tensor) -> Tensor:
-    """Values float32 [B, G, T, d] of keys `at` [T], which are those of whole pages; 0 where nobody sees one."""
+    """Values float32 [B, G, T, d] of keys `at` [T], which are whole pages; 0 where nobody sees one."""
     pages = _value_pages(rows)
     page = same.value_pages(rows, at[::PAGE].cpu() // PAGE)
     value = pages[page.to(pages.device)].to(at.device).flatten(2, 3).float()

@@ -21,6 +21,7 @@ numbers: `sequence.length` is the logical one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -58,6 +59,7 @@ class KVShape:
     rotary: Rotary
     kernels: Library | TorchKernels
     attachments: Attachments
+    sentence_ends: Callable[[], frozenset[int]] = frozenset  # ids of the tokens that end a sentence
     chain: tuple[MethodChoice, ...] = ()  # what the policy is combined with, in order of their stages
 
     @property

@@ -17,7 +17,7 @@ from trimtab.kernels.paged import PAGE, PagedRows
 from trimtab.kvcache.base import StepRows
 from trimtab.kvcache.paging.arena import Arena, PagePool
 from trimtab.kvcache.paging.host import some_spans
-from trimtab.kvcache.paging.per_head import PerHeadRows
+from trimtab.kvcache.paging.per_head import _ALL, PerHeadRows
 from trimtab.sizes import format_bytes
 
 
@@ -78,6 +78,7 @@ class FarValues(PerHeadRows):
             assert taken is not None
             self._enter(table[slot], have, pages, taken)
         self._pages[slot] = torch.maximum(need, have)
+        self._resized(slot)
         return True
 
     # --- a step
@@ -160,7 +161,8 @@ class FarValues(PerHeadRows):
         page, at = _place(self.table[slot].long(), index)
         return pages, page.to(s.device), at.to(s.device)
 
-    def gather(self, slot: int, index: Tensor) -> tuple[Tensor, Tensor]:
+    def gather(self, slot: int, index: Tensor, layers: slice = _ALL) -> tuple[Tensor, Tensor]:
+        assert layers == _ALL
         keys, page, at = self._keys(slot, index)
         found = []
         for layers, values, table in self._halves(slot):
@@ -174,7 +176,8 @@ class FarValues(PerHeadRows):
         k, v = self.gather(slot, index)
         return k[layer].float(), v[layer].float()
 
-    def scatter(self, slot: int, index: Tensor, k: Tensor, v: Tensor) -> None:
+    def scatter(self, slot: int, index: Tensor, k: Tensor, v: Tensor, layers: slice = _ALL) -> None:
+        assert layers == _ALL
         keys, page, at = self._keys(slot, index)
         keys[page, :, at] = k
         for layers, values, table in self._halves(slot):
@@ -190,6 +193,7 @@ class FarValues(PerHeadRows):
         self.pool.free(self.table[slot][extra].tolist() + self.value_table[slot][near].tolist())
         self.host_pool.free(self.host_table[slot][far].tolist())
         self._pages[slot] = need
+        self._resized(slot)
 
     # --- meters
 

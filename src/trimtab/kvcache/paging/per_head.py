@@ -17,6 +17,8 @@ from trimtab.kvcache.base import KVShape, StepRows
 from trimtab.kvcache.paging.arena import Arena, PagePool
 from trimtab.kvcache.paging.heads import HeadRows
 
+_ALL = slice(None)
+
 
 class PerHeadRows(HeadRows):
     """Paged K and V rows per (slot, layer, head). Tables live on the CPU; rows on the model's device.
@@ -24,13 +26,15 @@ class PerHeadRows(HeadRows):
     `notes_bytes`: what the policy keeps for each row elsewhere; it counts against the bound too.
     """
 
-    def __init__(self, shape: KVShape, memory_bytes: int, notes_bytes: int = 0) -> None:
+    def __init__(
+        self, shape: KVShape, memory_bytes: int, notes_bytes: int = 0, arena: Arena | None = None
+    ) -> None:
         self.shape = shape
         page_bytes = PAGE * shape.row_bytes
         self._page_cost = page_bytes + PAGE * notes_bytes
         # Few slabs where there is much memory; where there is little, none lost to rounding down.
         slab = page_bytes * min(64, memory_bytes // page_bytes // 64)
-        self.arena = Arena(memory_bytes, [page_bytes], shape.device, min_slab=slab)
+        self.arena = arena or Arena(memory_bytes, [page_bytes], shape.device, min_slab=slab)
         self.pool = PagePool(self.arena, page_bytes)
         self.per_head = (shape.max_length + shape.max_step_tokens) // PAGE + 1
         heads = (shape.max_sequences, shape.num_layers, shape.num_kv_heads)
@@ -192,16 +196,16 @@ class PerHeadRows(HeadRows):
         pages = self._call.arena.view(-1, 2, PAGE * d)
         return pages[:, 0].unflatten(-1, (d, PAGE)), pages[:, 1].unflatten(-1, (PAGE, d))
 
-    def _locate(self, slot: int, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Page and place in the page of rows `index` int64 [L, G, n]."""
-        page = torch.gather(self.table[slot].long(), 2, index // PAGE)
+    def _locate(self, slot: int, index: Tensor, layers: slice = _ALL) -> tuple[Tensor, Tensor]:
+        """Page and place in the page of rows `index` int64 [layers, G, n]."""
+        page = torch.gather(self.table[slot, layers].long(), 2, index // PAGE)
         device = self._call.arena.device
         return page.to(device), (index % PAGE).to(device)
 
-    def gather(self, slot: int, index: Tensor) -> tuple[Tensor, Tensor]:
-        """k and v [L, G, n, d] of rows `index` int64 [L, G, n]."""
+    def gather(self, slot: int, index: Tensor, layers: slice = _ALL) -> tuple[Tensor, Tensor]:
+        """k and v [layers, G, n, d] of rows `index` int64 [layers, G, n]."""
         keys, values = self._views()
-        page, at = self._locate(slot, index)
+        page, at = self._locate(slot, index, layers)
         return keys[page, :, at], values[page, at]
 
     def layer_rows(self, slot: int, layer: int) -> tuple[Tensor, Tensor]:
@@ -210,9 +214,15 @@ class PerHeadRows(HeadRows):
         held = self.table[slot, layer, :, :pages].long().to(keys.device)
         return keys[held].transpose(2, 3).flatten(1, 2).float(), values[held].flatten(1, 2).float()
 
-    def scatter(self, slot: int, index: Tensor, k: Tensor, v: Tensor) -> None:
+    def pick(self, slot: int, layer: int, index: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """k and v [m, d] of those of one layer's rows `index` int64 [G, n] that are `wanted`."""
         keys, values = self._views()
-        page, at = self._locate(slot, index)
+        page, at = (x[0][wanted] for x in self._locate(slot, index[None], slice(layer, layer + 1)))
+        return keys[page, :, at], values[page, at]
+
+    def scatter(self, slot: int, index: Tensor, k: Tensor, v: Tensor, layers: slice = _ALL) -> None:
+        keys, values = self._views()
+        page, at = self._locate(slot, index, layers)
         keys[page, :, at] = k
         values[page, at] = v
 
@@ -262,6 +272,10 @@ class PerHeadRows(HeadRows):
         self.pool.free(freed)
         self._pages[slot] = need
         self._resized(slot)
+
+    def give_back(self, slot: int) -> None:
+        """Free what was reserved behind the committed rows."""
+        self._shrink(slot)
 
     def close(self, slot: int) -> None:
         self.length[slot] = 0
