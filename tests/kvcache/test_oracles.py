@@ -10,7 +10,6 @@ import torch
 
 from kvcache.dense import Dense, DenseH2O, DenseKivi, DenseSnapKV, DenseStreaming, score
 from kvcache.dense_kvquant import DenseKVQuant
-from kvcache.dense_offload import DenseH2OOnKCache, DenseKCache, DenseSnapKVOnKCache
 from kvcache.dense_offload import DenseH2OOnKCache, DenseKCache, DenseSentenceKV, DenseSnapKVOnKCache
 from kvcache.dense_retrieval import DenseRetrievalHeads
 from kvcache.dense_rotatekv import DenseRotateKV
