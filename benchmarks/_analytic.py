@@ -172,6 +172,11 @@ def analytic_bytes(cache: MethodChoice, text: Text) -> float | None:
     for name in parts.keys() & _KEEP.keys():
         rows, beside = _KEEP[name](parts[name], text)
     keys, values = _full(None, text, rows)
+    if cache.name == "adakv":
+        if parts.keys() & _STORE.keys():
+            return None
+        # Heads differ in their rows, so the end of a head's last page is half empty on average.
+        keys = values = text.heads * (rows + (PAGE - 1) / 2) * text.row
     for name in parts.keys() & _STORE.keys():
         keys, values = _STORE[name](parts[name], text, rows)
     held = keys + values
