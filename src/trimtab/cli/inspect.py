@@ -156,7 +156,7 @@ def _write(out: Path, made: Any, found: HeadScores, check: Ablation | None, reco
     lengths = ", ".join(map(str, made.options["lengths"]))
     facts = (
         f"needles at {made.options['depths']} depths in prompts of {lengths} tokens, "
-        f"{made.options['samples']} of each, in {made.made['data']}"
+        f"{made.options['samples']} of each, hidden in the text {made.made['data']}"
     )
     html = page(found, check, made.base.num_kv_heads, made.base.name, facts)
     write_all(

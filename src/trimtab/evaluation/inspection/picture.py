@@ -11,7 +11,7 @@ from trimtab.evaluation.page import environment
 
 CELL, NUMBERED, GAP = 22, 40, 6  # sizes of a cell without and with its number; room between KV heads
 NUMBERS_UP_TO = 16  # query heads
-LEFT, BELOW = 34, 42
+LEFT, BELOW = 38, 42
 DARK_FROM = 0.72  # from here on the cell is so strong that its text must be light
 ROWS = 12  # of the table
 
