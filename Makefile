@@ -51,7 +51,7 @@ demo: $(VENV)/.runtime
 
 # One torch thread: the models of the tests are so small that a second one costs more than it brings.
 test: $(VENV)/.test
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
