@@ -151,6 +151,8 @@ class H2O(Evicting):
         if self._kernel is not None and self._few(sequence, sequence.length):
             assert isinstance(self.rows, PerHeadRows)
             self.rows.cut(sequence.slot, excess)
+            if sequence.capacity - keep > PAGE:  # as many as rows have pages
+                sequence.notes = tuple(n[..., : keep // PAGE * PAGE + PAGE].clone() for n in sequence.notes)
             self.bytes_moved += 2 * excess * self.shape.token_bytes
             return
         score, position = (note[..., : sequence.held] for note in sequence.notes)
