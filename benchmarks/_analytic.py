@@ -142,12 +142,15 @@ def _rotatekv(o: Any, text: Text) -> float:
 
 def _kvquant(o: Any, text: Text) -> float:
     """A key's outliers have a place for each expected one and `headroom`, and two counts of a byte; a value
-    has as many at either end, and two constants. An outlier is a number and its channel of two bytes."""
+    has as many at either end, and two constants. An outlier is a number and its channel of two bytes. What
+    16 tokens take is rounded up to 64ths of what they take in full, themselves whole 32 bytes."""
 
     def constants(width: int) -> float:
         keys = o.outliers * o.headroom * width * (text.item + 2) + 2
         side = math.ceil(o.outliers * width / 2)
-        return keys + 2 * side * (text.item + 2) + 4
+        codes, part = 2 * width * o.bits / 8, math.ceil(width * text.item / 64) * 32
+        unit = PAGE * (codes + keys + 2 * side * (text.item + 2) + 4)
+        return math.ceil(unit / part) * part / PAGE - codes
 
     return _coded_at_once(text, o.bits, constants)
 

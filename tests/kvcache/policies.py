@@ -24,8 +24,7 @@ from trimtab.models.transformer import Model
 
 CONTEXT = 600
 
-# Settings under which a text of a few dozen tokens already loses something (`full` never does). FITTED is the
-# folder of attachments that `make_engine` puts there.
+# Settings under which a text of a few dozen tokens already loses something (`full` never does).
 LOSSY = {
     "full": "full",
     "streaming": "streaming:sinks=4,window=28",
@@ -45,10 +44,10 @@ LOSSY = {
     "kcache, renormalized": "kcache:n=3,renormalize=true,full_layers=1",
     "snapkv + kcache": "snapkv:budget=48,window=16+kcache:n=4",
     "h2o + kcache": "h2o:budget=40+kcache:n=4",
-    "kvquant 2 bits": "kvquant:bits=2,headroom=6,sinks=0,attachment=FITTED/kvquant",
-    "kvquant 3 bits": "kvquant:bits=3,headroom=1,sinks=5,attachment=FITTED/kvquant",
-    "kvquant 4 bits, dense": "kvquant:bits=4,outliers=0,sinks=0,attachment=FITTED/kvquant",
-    "kvquant, late and even": "kvquant:bits=3,sinks=0,nuq=false,pre_rope=false,attachment=FITTED/kvquant",
+    "kvquant 2 bits": "kvquant:bits=2,headroom=6,sinks=0",
+    "kvquant 3 bits": "kvquant:bits=3,headroom=10,sinks=5",
+    "kvquant 4 bits, dense": "kvquant:bits=4,outliers=0,sinks=0",
+    "kvquant, late and even": "kvquant:bits=3,sinks=0,nuq=false,pre_rope=false",
     "h2o in chunks": "h2o:budget=45%,chunk=24",
     "snapkv in chunks": "snapkv:budget=40,window=8,chunk=32,interval=10",
     "expected attention": "expected_attention:budget=40%,sinks=2,future=64",
@@ -78,10 +77,9 @@ IDENTITY = {
 }
 
 
-@functools.cache
-def fitted(model: Model) -> Path:
-    """A folder with attachments for a model of 160 tokens."""
-    folder = Path(tempfile.mkdtemp())
+def put_attachments(model: Model) -> None:
+    """Give a model of 160 tokens a folder with what is fitted for it."""
+    model.path = folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     lines = [json.dumps({"tokens": text(500, seed)}) for seed in range(4)]
     (folder / "texts.jsonl").write_text("\n".join(lines))
@@ -89,8 +87,7 @@ def fitted(model: Model) -> Path:
     # Keys of the first layer depend on the token alone: a threshold would lie on a token's very key. And
     # with more outliers lists overflow.
     made.tensors["k_range"].mul_(0.6)
-    made.save(folder / "kvquant")
-    return folder
+    made.save(folder / "attachments" / "kvquant")
 
 
 @functools.cache
@@ -112,15 +109,14 @@ def small_model(dtype: torch.dtype = torch.float32) -> Model:
             layer.self_attn.q_proj.weight *= 3  # type: ignore[union-attr]
             layer.self_attn.v_proj.weight *= 2  # type: ignore[union-attr]
         model.model.embed_tokens.weight *= 2
-    return model.to(dtype)
+    put_attachments(model.to(dtype))
+    return model
 
 
 def make_engine(
     cache: str, backend: str = "native", model: Model | None = None, **options: Any
 ) -> trimtab.Engine:
     model = model or small_model()
-    if "FITTED" in cache:
-        cache = cache.replace("FITTED", str(fitted(model)))
     if backend == "native":
         native_kernels(model.dtype)
     settings = dict(max_batch=8, threads=1, kv_memory="16MiB") | options

@@ -14,14 +14,14 @@ from kvcache.dense_offload import DenseH2OOnKCache, DenseKCache, DenseSentenceKV
 from kvcache.dense_retrieval import DenseRetrievalHeads
 from kvcache.dense_rotatekv import DenseRotateKV
 from kvcache.dense_scored import DenseExpected, DenseVotes
-from kvcache.policies import LOSSY, fitted, make_engine, small_model, text
-from trimtab.attachment import Attachment
+from kvcache.policies import LOSSY, make_engine, small_model, text
+from trimtab.attachment import Attachment, Attachments
 from trimtab.kernels.nuq import NuqCodec
 from trimtab.kvcache.kvquant import KVQuant
 
 
 def kvquant() -> Attachment:
-    return Attachment.load(fitted(small_model()) / "kvquant")
+    return Attachments(small_model()).get("kvquant")
 
 
 def room(name: str) -> int:

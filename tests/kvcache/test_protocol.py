@@ -223,6 +223,15 @@ def rotatekv_bytes(length: int, bits: int, group: int, kept: int) -> float:
     return coded + kept * LAYERS * 2 * G * D * 4 + (pages(length) - length // 16) * 16 * TOKEN_BYTES
 
 
+def kvquant_bytes(length: int, bits: int, listed: int, sides: int, kept: int) -> float:
+    """Codes; a byte twice for each token's lists of keys; a range in float16 for each token's values; numbers
+    listed, of 6 bytes, `sides` of a token's values and `listed` keys of 16 tokens. In whole 64ths of full rows."""
+    unit = 16 * (2 * G * D * bits / 8 + 2 + 4 + sides * 6) + listed * 6
+    part = 16 * 2 * G * D * 4 / 64
+    coded = pages(length) * LAYERS * math.ceil(unit / part) * part
+    return coded + kept * LAYERS * 2 * G * D * 4 + (pages(length) - length // 16) * 16 * TOKEN_BYTES
+
+
 def sentence_bytes(length: int, budget: int, near: int, max_sentence: int) -> int:
     """The prompt's `near` rows, then the budget; a vector a sentence, the sums of the one under way."""
     sentences = math.ceil(100 / max_sentence) + (length - 100) // max_sentence
@@ -255,6 +264,10 @@ ANALYTIC: dict[str, Callable[[int], float]] = {
     "adakv in chunks": lambda n: row_bytes(30 + (n - 100) % 9) + moment_bytes(),
     "retrieval heads": lambda n: retrieval_bytes(n, 1, 4, 28),
     "retrieval heads, none kept": lambda n: retrieval_bytes(n, 0, 20, 5),
+    "kvquant 2 bits": lambda n: kvquant_bytes(n, 2, math.ceil(5.12 * 6), 2, kept=0),
+    "kvquant 3 bits": lambda n: kvquant_bytes(n, 3, math.ceil(5.12 * 10), 2, kept=5),
+    "kvquant 4 bits, dense": lambda n: kvquant_bytes(n, 4, 0, 0, kept=0),
+    "kvquant, late and even": lambda n: kvquant_bytes(n, 3, math.ceil(5.12 * 1.25), 2, kept=0),
     "rotatekv 2 bits": lambda n: rotatekv_bytes(n, 2, 16, kept=3),
     "rotatekv 3 bits, folded": lambda n: rotatekv_bytes(n, 3, 32, kept=0),
 }
