@@ -15,7 +15,7 @@ of heads and head size that is no power of two is rotated in blocks of its large
 range / (2^bits - 1) at every width (the release has bits^2 - 1, wrong for 3); the zero point, a whole
 number, is stored as the number it stands for, so that it cannot overflow. Sinks are looked for in the prompt
 alone, as released. Rotations run when rows are written and read; with `fold` they are part of the weights,
-as published, which rounds 16-bit weights anew.
+as published, which rounds 16-bit weights anew and takes a copy of them.
 """
 
 from __future__ import annotations

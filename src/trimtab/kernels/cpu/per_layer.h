@@ -31,26 +31,34 @@ struct PerLayer {  // mirrored in kernels/per_layer.py, which says what they mea
   float scale;
 };
 
-// One stage of the transform over `block` numbers (or vectors, T = V): pairs `h` apart, sum and difference.
-template <class T, class Load, class Store>
-static inline void butterflies(int block, int h, const Load& load, const Store& store) {
-  for (int i = 0; i < block; i += 2 * h)
-    for (int j = i; j < i + h; j++) {
-      const T p = load(j), q = load(j + h);
-      store(j, p + q);
-      store(j + h, p - q);
-    }
-}
 // Orthonormal Hadamard transforms of `block` channels after one another, in place: of sixteen tokens at once,
+// two stages of butterflies a pass,
 static inline void hadamard_tile(float* x, int width, int block) {
   const float norm = 1.0f / sqrtf((float)block);
   for (float* b = x; b < x + (i64)width * LANES; b += block * LANES) {
-    auto load = [&](int i) { return loadv(b + i * LANES); };
-    for (int h = 1; h < block; h *= 2) {
-      if (2 * h < block)
-        butterflies<V>(block, h, load, [&](int i, V y) { storev(b + i * LANES, y); });
-      else
-        butterflies<V>(block, h, load, [&](int i, V y) { storev(b + i * LANES, y * norm); });
+    auto at = [&](int i) { return loadv(b + i * LANES); };
+    auto put = [&](int i, V y, bool last) { storev(b + i * LANES, last ? y * norm : y); };
+    auto pass4 = [&](int h, bool last) {
+      for (int i = 0; i < block; i += 4 * h)
+        for (int j = i; j < i + h; j++) {
+          const V p = at(j), q = at(j + h), r = at(j + 2 * h), s = at(j + 3 * h);
+          const V a = p + q, c = p - q, e = r + s, f = r - s;
+          put(j, a + e, last);
+          put(j + h, c + f, last);
+          put(j + 2 * h, a - e, last);
+          put(j + 3 * h, c - f, last);
+        }
+    };
+    int h = 1;
+    for (; 4 * h < block; h *= 4) pass4(h, false);
+    if (4 * h == block) {
+      pass4(h, true);
+    } else {
+      for (int j = 0; j < h; j++) {
+        const V p = at(j), q = at(j + h);
+        put(j, p + q, true);
+        put(j + h, p - q, true);
+      }
     }
   }
 }
@@ -59,7 +67,12 @@ static inline void hadamard_row(float* x, int width, int block) {
   const float norm = 1.0f / sqrtf((float)block);
   for (float* b = x; b < x + width; b += block) {
     for (int h = 1; h < block; h *= 2)
-      butterflies<float>(block, h, [&](int i) { return b[i]; }, [&](int i, float y) { b[i] = y; });
+      for (int i = 0; i < block; i += 2 * h)
+        for (int j = i; j < i + h; j++) {
+          const float p = b[j], q = b[j + h];
+          b[j] = p + q;
+          b[j + h] = p - q;
+        }
     for (int i = 0; i < block; i++) b[i] *= norm;
   }
 }
