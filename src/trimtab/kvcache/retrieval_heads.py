@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import ConfigError
+from trimtab.kernels.paged import PAGE
 from trimtab.kvcache.base import KVShape, Sequence
 from trimtab.kvcache.paging.per_head import PerHeadRows
 from trimtab.kvcache.paging.row_policy import RowPolicy
@@ -132,7 +133,9 @@ class RetrievalHeads(RowPolicy):
 
     def choose(self, sequence: Sequence, count: int) -> None:
         assert isinstance(self.rows, PerHeadRows)
-        self.rows.drop_unseen(sequence.slot)
+        unseen = sequence.length + 1 - self.options.window
+        if unseen // PAGE > (unseen - count) // PAGE:  # a whole page more
+            self.rows.drop_unseen(sequence.slot)
 
 
 def _pairs(options: RetrievalHeadsOptions) -> list[tuple[int, int]]:
