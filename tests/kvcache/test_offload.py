@@ -23,6 +23,7 @@ from kvcache.policies import (
 )
 from kvcache.shapes import make_shape
 from kvcache.test_protocol import LAYERS, D, G, H, Text, prefill, step
+from kvcache.test_signatures import found, haystacks
 from trimtab.engine.setup import build_cache
 from trimtab.errors import ConfigError, PlanError, RequestError
 from trimtab.kernels.reference import TorchKernels
@@ -280,3 +281,14 @@ def test_too_little_host_memory_is_one_clear_sentence(name: str) -> None:
 def test_what_cannot_be_is_refused_with_a_reason(cache: str, message: str) -> None:
     with pytest.raises((ConfigError, PlanError), match=message):
         make_engine(cache)
+
+
+@pytest.mark.slow
+def test_sentences_brought_back_find_what_eviction_dropped() -> None:
+    """As many rows attended to in each step; what SnapKV dropped is gone, here it lies in host memory."""
+    cases = haystacks((0.0, 0.25, 0.5, 0.75), 450, 3)
+    sentences = found("sentencekv:budget=128,first=16,last=16,window=8,semantic_factor=2", cases)
+    assert sentences >= 0.75
+    assert sentences >= found("snapkv:budget=128,window=8", cases) + 0.15
+    assert sentences >= found("streaming:sinks=16,window=112", cases) + 0.3
+    assert found("kcache:n=16", cases) >= 0.75

@@ -65,6 +65,8 @@ class KCacheOptions:
         "fetch pays off where n / length is below bus bandwidth / device bandwidth.",
         paper="He & Wu, Efficient LLM Inference with KCache, 2024",
         arxiv="2404.18057",
+        measured="Shipped model, bf16, 2 cores of an AMD EPYC, 4 texts of 512 tokens: "
+        "768 KiB held (full 1.5 MiB) and as much in host memory, 140 KiB fetched a token, perplexity +3.1.",
     ),
 )
 class KCache(RowPolicy):
@@ -80,6 +82,11 @@ class KCache(RowPolicy):
                 f"full_layers is {options.full_layers} and the model has {config.num_layers} layers, so no "
                 "values would be in host memory; give fewer"
             )
+        for choice in plan.cache.all:
+            if KV_CACHES.get(choice.name).cls.stage == "store":
+                found.append(
+                    f"{choice.name} packs the values, and only values in full can be fetched row by row"
+                )
         return found
 
     @classmethod
