@@ -93,7 +93,7 @@ class ScriptedEngine:
         for context, continuation in pairs:
             logprobs, greedy = judge(context, continuation)
             held = 10 * (len(context) + len(continuation))
-            metrics = SimpleNamespace(kv_bytes_held=held)
+            metrics = SimpleNamespace(kv_bytes_held=held, kv_bytes_host=0)
             found.append(SimpleNamespace(logprobs=logprobs, greedy=greedy, metrics=metrics))
         return found
 
@@ -101,4 +101,4 @@ class ScriptedEngine:
         self.calls.append("reset_stats")
 
     def stats(self) -> Any:
-        return SimpleNamespace(kv_bytes_peak=777, prefix_hit_tokens=self.hits)
+        return SimpleNamespace(kv_bytes_peak=777, kv_bytes_fetched=0, prefix_hit_tokens=self.hits)

@@ -283,6 +283,20 @@ def test_what_cannot_be_is_refused_with_a_reason(cache: str, message: str) -> No
         make_engine(cache)
 
 
+def test_perplexity_reports_host_memory_beside_the_devices() -> None:
+    options = dict(context=64, stride=16, windows=1)
+    report = trimtab.compare(
+        None, plans=["full", "kcache:n=4"], tasks=[{"name": "perplexity", "options": options}]
+    )
+    full, kcache = (row.metrics for row in report.rows)
+    assert "kv_bytes_host" not in full
+    assert kcache["kv_bytes_host"].value == kcache["kv_bytes_held"].value == full["kv_bytes_held"].value / 2
+    # Between n and n times the group's 2 heads, at 6 layers, 2 KV heads, 64 channels of 2 bytes; the last of
+    # the 16 scored tokens is never computed.
+    row = 6 * 2 * 64 * 2
+    assert 4 * row * 15 / 16 <= kcache["kv_bytes_fetched"].value <= 8 * row * 15 / 16
+
+
 @pytest.mark.slow
 def test_sentences_brought_back_find_what_eviction_dropped() -> None:
     """As many rows attended to in each step; what SnapKV dropped is gone, here it lies in host memory."""
