@@ -37,7 +37,7 @@ def outlying() -> Model:
 @functools.cache
 def book() -> list[int]:
     assert shipped().tokenizer is not None
-    return shipped().tokenizer.encode(shipped_text()[:40_000])
+    return shipped().tokenizer.encode(shipped_text()[:40_000])  # type: ignore[union-attr]
 
 
 def family(kind: str) -> Model:
