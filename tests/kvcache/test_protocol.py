@@ -225,7 +225,7 @@ def rotatekv_bytes(length: int, bits: int, group: int, kept: int) -> float:
 
 def kvquant_bytes(length: int, bits: int, listed: int, sides: int, kept: int) -> float:
     """Codes; a byte twice for each token's lists of keys; a range in float16 for each token's values; numbers
-    listed, of 6 bytes, `sides` of a token's values and `listed` keys of 16 tokens. In whole 64ths of full rows."""
+    listed, of 6 bytes, `sides` of a token's values and `listed` keys of 16 tokens; in 64ths of full rows."""
     unit = 16 * (2 * G * D * bits / 8 + 2 + 4 + sides * 6) + listed * 6
     part = 16 * 2 * G * D * 4 / 64
     coded = pages(length) * LAYERS * math.ceil(unit / part) * part
