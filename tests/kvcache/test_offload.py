@@ -284,10 +284,8 @@ def test_what_cannot_be_is_refused_with_a_reason(cache: str, message: str) -> No
 
 
 def test_perplexity_reports_host_memory_beside_the_devices() -> None:
-    options = dict(context=64, stride=16, windows=1)
-    report = trimtab.compare(
-        None, plans=["full", "kcache:n=4"], tasks=[{"name": "perplexity", "options": options}]
-    )
+    task = "perplexity:context=64,stride=16,windows=1"
+    report = trimtab.compare(None, plans=["full", "kcache:n=4"], tasks=[task])
     full, kcache = ({k: m.value or 0 for k, m in row.metrics.items()} for row in report.rows)
     assert "kv_bytes_host" not in full
     assert kcache["kv_bytes_host"] == kcache["kv_bytes_held"] == full["kv_bytes_held"] / 2
