@@ -87,6 +87,8 @@ class KVQuantOptions:
         paper="Hooper et al., KVQuant: Towards 10 Million Context Length LLM Inference with KV Cache "
         "Quantization, 2024",
         arxiv="2401.18079",
+        measured="Shipped model, float32, four passages of 1,000 held-out tokens, perplexity: 31.8 in full, "
+        "31.8 at 4 bits, 32.1 at 3, 33.1 at 2. 3 bits in bf16 hold 3.75 effective bits.",
     ),
 )
 class KVQuant(PerLayerCache):
@@ -176,8 +178,9 @@ class KVQuant(PerLayerCache):
         return (done - self.options.sinks) * t.num_layers * t.width, listed, clamped
 
     def release(self, sequence: Sequence) -> None:
-        coded, listed, clamped = self._count(sequence)
-        if coded and self.options.outliers:
+        told = self.options.outliers and log.isEnabledFor(logging.INFO)
+        coded, listed, clamped = self._count(sequence) if told else (0, 0, 0)
+        if coded:
             log.info(
                 "kvquant: of a text's keys %.2f%% lay beyond their thresholds, which were fitted for %.2f%%; "
                 "%.2f%% had no room and were clamped",
