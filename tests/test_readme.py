@@ -80,7 +80,8 @@ def test_a_quick_command_runs(words):
 
 
 @pytest.mark.parametrize(("page", "code"), blocks("python"), ids=lambda value: value[:30].split("\n")[0])
-def test_python_runs(page, code):
+def test_python_runs(page, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write files
     with contextlib.redirect_stdout(io.StringIO()) as said:
         exec(compile(code, page, "exec"), {})
     if "print(" in code:
