@@ -87,22 +87,41 @@ class DenseStreaming(Dense):
 
 @dataclass
 class DenseKivi(Dense):
-    """`by_channel`: groups of tokens share constants in K (KIVI); else groups of channels (per token)."""
+    """`by_channel`: groups of tokens share constants in K (KIVI); else groups of channels (per token).
+
+    `chunk`: tokens of the prompt after which it is packed so far; 0 = at its end.
+    """
 
     bits: int = 2
     group: int = 16
     residual: int = 32
     by_channel: bool = True
+    chunk: int = 0
+
+    def packed(self, held: int) -> tuple[int, int]:
+        """Keys and values packed of `held` rows."""
+        return held // self.residual * self.residual, max(0, held - self.residual)
 
     def see(self, layer: int) -> tuple[Tensor, Tensor]:
         k, v = self.k[layer].clone(), self.v[layer].clone()
-        if self.length >= self.prompt_length:
-            keys, values = self.length // self.residual * self.residual, max(0, self.length - self.residual)
-            if keys:
-                k[:, :keys] = quantized(k[:, :keys], self.bits, self.group, 1 if self.by_channel else 2)
-            if values:
-                v[:, :values] = quantized(v[:, :values], self.bits, self.group, 2)
+        held = k.shape[1] - 1  # the newest row is not committed
+        if self.length < self.prompt_length:
+            held = held // self.chunk * self.chunk if self.chunk else 0
+        keys, values = self.packed(held)
+        if keys:
+            k[:, :keys] = quantized(k[:, :keys], self.bits, self.group, 1 if self.by_channel else 2)
+        if values:
+            v[:, :values] = quantized(v[:, :values], self.bits, self.group, 2)
         return k, v
+
+
+@dataclass
+class DenseRtn(DenseKivi):
+    residual: int = 0
+    by_channel: bool = False
+
+    def packed(self, held: int) -> tuple[int, int]:
+        return max(0, held - self.residual), max(0, held - self.residual)
 
 
 @dataclass
@@ -171,6 +190,17 @@ class DenseSnapKV(Dense):
                 kept.append(sorted(best) + list(range(rest, self.prompt_length)))
             index = torch.tensor(kept)[..., None].expand(-1, -1, self.k[layer].shape[2])
             self.k[layer], self.v[layer] = self.k[layer].gather(1, index), self.v[layer].gather(1, index)
+
+
+@dataclass
+class DenseSnapKVInKivi(DenseKivi, DenseSnapKV): ...
+
+
+@dataclass
+class DenseH2OInRtn(DenseRtn, DenseH2O):
+    def see(self, layer: int) -> tuple[Tensor, Tensor]:
+        DenseH2O.see(self, layer)
+        return DenseRtn.see(self, layer)
 
 
 @torch.no_grad()

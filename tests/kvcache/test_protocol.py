@@ -160,8 +160,9 @@ def test_a_reservation_that_fails_changes_nothing(new_cache: Callable[[str], KVC
             fillers.append(page)
     if not fillers:  # rows a head
         rows = cache.rows  # type: ignore[attr-defined]
-        while rows.pool.alloc() is not None:
-            pass
+        for pool in rows.arena.pools:
+            while pool.alloc() is not None:
+                pass
     assert not cache.reserve(sequence, 128)
     assert cache.held_by(sequence) == held and sequence.length == 60
 
@@ -180,16 +181,21 @@ def streaming_bytes(length: int, sinks: int, window: int) -> int:
     return (pages(sinks) + pages(length) - first) * 16 * TOKEN_BYTES
 
 
+def coded_bytes(length: int, bits: int, group: int, keys: int, unit: int, values: int) -> float:
+    """Codes, two float16 constants a group, and what is in full; pages and units are whole."""
+    row = D * bits / 8 + D / group * 4  # on average over a unit of keys, where constants are a channel's
+    coded = -(-keys // unit) * unit * row + pages(values) * 16 * row
+    full = (2 * pages(length) - keys // 16 - values // 16) * 16 * D * 4
+    return LAYERS * G * (coded + full)
+
+
 def kivi_bytes(length: int, bits: int, group: int, residual: int) -> float:
-    """Codes, two float16 constants a group, and what is in full; value pages are whole."""
-    keys = length // residual * residual
-    values = length - residual
-    heads = LAYERS * G
-    packed_keys = keys * D * bits / 8 + keys / group * D * 4
-    packed_values = pages(values) * 16 * (D * bits / 8 + D / group * 4)
-    full_keys = (pages(length) * 16 - keys) * D * 4
-    full_values = (pages(length) - values // 16) * 16 * D * 4
-    return heads * (packed_keys + packed_values + full_keys + full_values)
+    keys, values = length // residual * residual, max(0, length - residual)
+    return coded_bytes(length, bits, group, keys, math.lcm(group, 16), values)
+
+
+def rtn_bytes(length: int, bits: int, group: int, residual: int = 0) -> float:
+    return coded_bytes(length, bits, group, length - residual, 16, length - residual)
 
 
 def keys_bytes(rows: int, near_layers: int = 0) -> int:
@@ -246,6 +252,13 @@ ANALYTIC: dict[str, Callable[[int], float]] = {
     "streaming, logical positions": lambda n: streaming_bytes(n, 20, 16),
     "kivi 2 bits": lambda n: kivi_bytes(n, 2, 16, 32),
     "kivi 4 bits": lambda n: kivi_bytes(n, 4, 16, 16),
+    "kivi 3 bits, small groups": lambda n: kivi_bytes(n, 3, 8, 24),
+    "kivi 8 bits, as it comes": lambda n: kivi_bytes(n, 8, 4, 20),
+    "rtn 2 bits": lambda n: rtn_bytes(n, 2, 16),
+    "rtn 4 bits, small groups": lambda n: rtn_bytes(n, 4, 8, 10),
+    "rtn 3 bits, as it comes": lambda n: rtn_bytes(n, 3, 16),
+    "snapkv + kivi": lambda n: kivi_bytes(48 + n - 100, 2, 16, 16),
+    "h2o + rtn": lambda n: rtn_bytes(40, 4, 16) + LAYERS * G * pages(40 + 1) * 16 * 8,
     "h2o": lambda n: per_head_bytes(40 + 1, notes=8),  # the page for the next row stays
     "h2o, mostly heavy": lambda n: per_head_bytes(33 + 1, notes=8),
     "snapkv": lambda n: per_head_bytes(48 + n - 100),

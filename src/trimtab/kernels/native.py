@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trimtab.kernels.build import build
-from trimtab.kernels.packed import PackedRows
+from trimtab.kernels.coded import CodedTables
 from trimtab.kernels.paged import Asked, PagedRows
 
 
@@ -74,6 +74,7 @@ class Library:
             "tt_model_new": [c_void_p, c_void_p],
             "tt_model_free": [c_void_p],
             "tt_step": [c_void_p] * 3,
+            "tt_step_coded": [c_void_p] * 3,
             "tt_embed": [c_void_p, c_void_p, c_int32, c_void_p],
             "tt_layer_in": [c_void_p, c_int32, c_int32, *[c_void_p] * 4],
             "tt_layer_out": [c_void_p, c_int32, c_int32, *[c_void_p] * 2],
@@ -85,9 +86,10 @@ class Library:
             "tt_column_sums": [c_void_p] * 4 + [c_int32, c_void_p, c_int64, c_int64],
             "tt_shared": [c_void_p, c_void_p],
             "tt_merge": [c_int32, c_int32, *[c_void_p] * 4],
-            "tt_attend_packed": [c_void_p] * 5,
-            "tt_write_packed": [c_void_p] * 4,
-            "tt_pack": [c_void_p] * 2 + [c_int32] * 6,
+            "tt_attend_coded": [c_void_p] * 5,
+            "tt_write_coded": [c_void_p] * 3 + [c_int32],
+            "tt_column_sums_coded": [c_void_p] * 4 + [c_int32, c_void_p, c_int64, c_int64],
+            "tt_code": [c_void_p, c_void_p, c_int32, c_int32, c_void_p, c_void_p, c_int32],
             "tt_heavy": [c_void_p, c_void_p, c_int32, c_int32, *[c_void_p] * 3],
             "tt_moments": [c_void_p, c_void_p, c_int64, *[c_int32] * 4, *[c_void_p] * 2],
             "tt_matmul": [c_void_p, c_void_p, c_int32, c_void_p, c_int32, c_int32, c_void_p],
@@ -209,32 +211,45 @@ class Library:
             self.team, q.data_ptr(), q.stride(0), n, layers, heads, d, total.data_ptr(), outer.data_ptr()
         )
 
-    def write_packed(self, p: PackedRows, k: Tensor, v: Tensor) -> None:
-        """Store the new rows k, v float32 [N, G, d] of every span unpacked."""
-        packed, rows = p.as_struct(), p.rows.as_struct()
-        self.lib.tt_write_packed(ctypes.byref(packed), ctypes.byref(rows), k.data_ptr(), v.data_ptr())
+    def write_coded(self, c: CodedTables, k: Tensor, v: Tensor) -> None:
+        """Store the new rows k, v float32 [N, G, d] of every span in full."""
+        self.lib.tt_write_coded(ctypes.byref(c.as_struct()), k.data_ptr(), v.data_ptr(), k.shape[0])
 
-    def attend_packed(self, p: PackedRows, q: Tensor) -> Tensor:
-        """Attention [N, H, d] of rotated q float32 over packed and unpacked rows, unpacked tile by tile."""
-        out = torch.empty_like(q)
-        packed, rows = p.as_struct(), p.rows.as_struct()
-        self.lib.tt_attend_packed(
-            self.team, ctypes.byref(packed), ctypes.byref(rows), q.data_ptr(), out.data_ptr()
+    def attend_coded(self, c: CodedTables, q: Tensor) -> tuple[Tensor, Tensor]:
+        """(out [N, H, d], logsumexp [N, H]) of rotated q float32 over coded and full rows."""
+        out = torch.zeros_like(q)
+        lse = torch.full(q.shape[:2], -torch.inf)
+        self.lib.tt_attend_coded(
+            self.team, ctypes.byref(c.as_struct()), q.data_ptr(), out.data_ptr(), lse.data_ptr()
         )
-        return out
+        return out, lse
 
-    def pack(self, p: PackedRows, slot: int, groups: range, value_rows: range) -> None:
-        """Pack key groups and value rows of one sequence, in all layers and heads."""
-        packed, rows = p.as_struct(), p.rows.as_struct()
-        self.lib.tt_pack(
-            ctypes.byref(packed),
-            ctypes.byref(rows),
+    def column_sums_coded(
+        self, c: CodedTables, q: Tensor, lse: Tensor, sums: Tensor, first_row: int = 0
+    ) -> None:
+        """Add the attention each held key receives to `sums` float32 [spans, G, keys]."""
+        self.lib.tt_column_sums_coded(
+            self.team,
+            ctypes.byref(c.as_struct()),
+            q.data_ptr(),
+            lse.data_ptr(),
+            first_row,
+            sums.data_ptr(),
+            sums.stride(0),
+            sums.stride(1),
+        )
+
+    def code(self, c: CodedTables, slot: int, layers: int, k_to: Tensor, v_to: Tensor) -> None:
+        """Code keys up to `k_to` and values up to `v_to` (int32 [L, G]) of one sequence."""
+        many = int((k_to - c.k_done[slot]).sum()) > 8 * k_to.numel()
+        self.lib.tt_code(
+            self.team,
+            ctypes.byref(c.as_struct()),
             slot,
-            p.num_layers,
-            groups.start,
-            groups.stop,
-            value_rows.start,
-            value_rows.stop,
+            layers,
+            k_to.data_ptr(),
+            v_to.data_ptr(),
+            many,
         )
 
     def matmul(self, x: Tensor, w: Tensor) -> Tensor:
@@ -295,7 +310,7 @@ class NativeModel:
         self._keep += [layers, shape]
         self._step = _Step()
         self._step_ref = ctypes.byref(self._step)
-        self._paged: tuple[PagedRows, Any] | None = None
+        self._held: tuple[PagedRows | CodedTables, Any, Any, Any] | None = None
         self._handle = library.lib.tt_model_new(ctypes.byref(shape), library.team)
 
     def _hold(self, tensor: Tensor) -> int:
@@ -321,28 +336,31 @@ class NativeModel:
         tokens: Tensor,
         cos: Tensor,
         sin: Tensor,
-        rows: PagedRows,
+        rows: PagedRows | CodedTables,
         logit_rows: Tensor,
         hidden: Tensor | None = None,
         asked: Asked | None = None,
     ) -> Tensor:
-        """All layers over paged rows: tokens int64 [N], cos and sin float32 [N, d / 2], logit_rows int32 [R].
-        Returns logits float32 [R, V]; fills `hidden` float32 [N, D] and `asked` if given."""
-        st = self._step
+        """All layers over rows in pages, plain or partly coded: tokens int64 [N], cos and sin float32
+        [N, d / 2], logit_rows int32 [R]. Returns logits float32 [R, V]; fills `hidden` float32 [N, D] and
+        `asked` if given."""
+        st, new = self._step, rows.rows if isinstance(rows, CodedTables) else rows
         logits = torch.empty(logit_rows.shape[0], self.config.vocab_size)
         st.tokens, st.cos, st.sin = tokens.data_ptr(), cos.data_ptr(), sin.data_ptr()
-        st.cos_sinks, st.sin_sinks = map(_ptr, rows.sinks_cos_sin or (None, None))
+        st.cos_sinks, st.sin_sinks = map(_ptr, new.sinks_cos_sin or (None, None))
         st.logit_rows, st.logits, st.hidden = logit_rows.data_ptr(), logits.data_ptr(), _ptr(hidden)
         st.n, st.n_logits = tokens.shape[0], logit_rows.shape[0]
         st.queries, st.lse, st.rotated = None, None, 0
         if asked is not None:
             st.queries, st.lse, st.rotated = _ptr(asked.queries), _ptr(asked.lse), asked.rotated
-        if self._paged is None or self._paged[0] is not rows:
-            self._paged = rows, rows.as_struct()
-        paged = self._paged[1]  # between the steps of one cache only these change
-        paged.spans, paged.n_spans = rows.spans.data_ptr(), rows.spans.shape[0]
-        paged.mask, paged.depth = _ptr(rows.mask), _ptr(rows.depth)
-        self.library.lib.tt_step(self._handle, self._step_ref, ctypes.byref(paged))
+        if self._held is None or self._held[0] is not rows:
+            struct, lib = rows.as_struct(), self.library.lib
+            run, paged = (lib.tt_step, struct) if new is rows else (lib.tt_step_coded, struct.rows)
+            self._held = rows, run, ctypes.byref(struct), paged
+        _, run, reference, paged = self._held  # between the steps of one cache only these change:
+        paged.spans, paged.n_spans = new.spans.data_ptr(), new.spans.shape[0]
+        paged.mask, paged.depth = _ptr(new.mask), _ptr(new.depth)
+        run(self._handle, self._step_ref, reference)
         return logits
 
     def embed(self, tokens: Tensor) -> Tensor:

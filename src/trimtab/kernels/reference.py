@@ -13,16 +13,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from trimtab.kernels import reference_packed
+from trimtab.kernels import reference_coded
 from trimtab.kernels.paged import PAGE, PagedRows
 
 
 class TorchKernels:
     """Same methods and meaning as `native.Library`; tensors may be on any device."""
 
-    write_packed = staticmethod(reference_packed.write_packed)
-    attend_packed = staticmethod(reference_packed.attend_packed)
-    pack = staticmethod(reference_packed.pack)
+    write_coded = staticmethod(reference_coded.write_coded)
+    attend_coded = staticmethod(reference_coded.attend_coded)
+    column_sums_coded = staticmethod(reference_coded.column_sums_coded)
+    code = staticmethod(reference_coded.code)
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> None:
         half = x.shape[-1] // 2

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from trimtab.kernels.coded import CodedTables
 from trimtab.kernels.paged import PAGE, Asked, PagedRows
 from trimtab.kernels.reference import TorchKernels
 from trimtab.sizes import format_bytes
@@ -196,8 +197,8 @@ class KVCache(ABC):
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rows: StepRows) -> Tensor:
         """Store the new rows' k, v [N, G, d] and answer q [N, H, d] with [N, H, d]; may change q and k."""
 
-    def whole_step(self, rows: StepRows) -> PagedRows | None:
-        """If all layers may run in one native call over plain pages: where they lie. Else None."""
+    def whole_step(self, rows: StepRows) -> PagedRows | CodedTables | None:
+        """If all layers may run in one native call: where the rows lie. Else None."""
         return None
 
     @abstractmethod

@@ -73,7 +73,7 @@ template <class E> static void write_rows(const Paged& c, const float* k, const 
     }
 }
 // The same for whichever of rows [r0, r1) each span has.
-template <class E> static void write_share(const Paged& c, const float* k, const float* v, int r0, int r1) {
+template <class E, class Held> static void write_share(const Held& c, const float* k, const float* v, int r0, int r1) {
   for (int s = 0; s < c.n_spans; s++) {
     int a = c.spans[s * 3 + 1], b = c.spans[s * 3 + 2];
     a = a > r0 ? a : r0;
@@ -142,6 +142,8 @@ static void values_of(const float* const* p, const E* const* pages, int from, in
   for (; c < n; c++) weigh_values<E, R, 1>(p, pages, from, to, d, c, out);
 }
 
+// Sources are called a superblock at a time: inlining them gains nothing and doubles the compilation.
+#define NOINLINE __attribute__((noinline))
 #define ROW_CASES(F, R, ...)                                                                   \
   switch (R) {                                                                                 \
     case 1: F<E, 1>(__VA_ARGS__); break;   case 2: F<E, 2>(__VA_ARGS__); break;                \
@@ -163,16 +165,16 @@ struct Scratch {
   }
 };
 
-// Where a superblock's scores and values come from; `PackedSource` (packed.h) is the other one.
+// Where a superblock's scores and values come from; `CodedSource` (coded.h) is another one.
 template <class E> struct PagedSource {
   const Paged& c;
   int seq, g;
-  void scores(const float* const* q, int R, int sb, int n_pages, float* const* s) const {
+  NOINLINE void scores(const float* const* q, int R, int sb, int n_pages, float* const* s) const {
     const E* pages[SUPER / PAGE];
     for (int p = 0; p < n_pages; p++) pages[p] = page_ptr<E>(c, page_of(c, seq, g, sb / PAGE + p));
     ROW_CASES(scores_of, R, q, pages, n_pages, c.d, s)
   }
-  void values(const float* const* p, int R, int sb, int count, float* const* out) const {
+  NOINLINE void values(const float* const* p, int R, int sb, int count, float* const* out) const {
     const E* pages[SUPER / PAGE];
     for (int i = 0; i * PAGE < count; i++) pages[i] = value_ptr<E>(c, seq, g, sb / PAGE + i);
     ROW_CASES(values_of, R, p, pages, 0, count, c.d, out)
@@ -180,6 +182,8 @@ template <class E> struct PagedSource {
   // Copies the values of row j out of their memory.
   void fetch(int j, E* to) const { memcpy(to, value_ptr<E>(c, seq, g, j / PAGE) + j % PAGE * c.d, c.d * sizeof(E)); }
 };
+
+template <class E> static inline PagedSource<E> source_of(const Paged& c, int seq, int g) { return {c, seq, g}; }
 
 // The keys that a row sees: [0, sinks) and [lo, hi).
 struct Seen { int sinks, lo, hi; };
@@ -354,30 +358,29 @@ static void attend_all(Team& team, const Paged& c, const SourceOf& source_of, Sc
 }
 
 // sums[g][j] += sum over the span's rows and the head group of p(row, j), given each row's logsumexp.
-template <class E>
-static void column_sums(const Paged& c, Scratch& w, const float* q, const float* lse, const i64* mask_at, int span, int g,
-                        int row0, float* sums) {
+template <class Source>
+static void column_sums(const Paged& c, const Source& source, Scratch& w, const float* q, const float* lse,
+                        const i64* mask_at, int span, int g, int row0, float* sums) {
   const int32_t* s = c.spans + span * 3;
   const int group = c.H / c.G, d = c.d, n_new = s[2] - s[1], base = held(c, s[0], g);
+  const float* qp = w.q.data();
+  float* sp = w.s.data();
   for (int i = row0; i < n_new; i++) {
     const Seen see = visible(c, g, base, i, s[1] + i, n_new);
     const uint8_t* square = c.mask ? c.mask + mask_at[span] + (i64)i * n_new : nullptr;
     for (int h = g * group; h < (g + 1) * group; h++) {
       const float* src = q + ((i64)(s[1] + i) * c.H + h) * d;
-      float* scaled = w.q.data();
-      for (int k = 0; k < d; k++) scaled[k] = src[k] * c.scale;
-      V z = splat(lse[(i64)(s[1] + i) * c.H + h]);
-      for (int j = see.sinks ? 0 : see.lo / PAGE * PAGE; j < see.hi; j += PAGE) {
-        if (j >= see.sinks && j + PAGE <= see.lo) continue;
-        const E* page = page_ptr<E>(c, page_of(c, s[0], g, j / PAGE));
-        V o[1][1];
-        const float* qp[1] = {scaled};
-        score_pages<E, 1, 1>(qp, &page, d, o);
-        V p = exp_neg(o[0][0] - z);
-        for (int t = 0; t < PAGE; t++)
-          if ((j + t >= see.lo || j + t < see.sinks) && j + t < see.hi &&
-              !(square && j + t >= base && !square[j + t - base]))
-            sums[j + t] += p[t];
+      for (int k = 0; k < d; k++) w.q[k] = src[k] * c.scale;
+      const V z = splat(lse[(i64)(s[1] + i) * c.H + h]);
+      for (int sb = see.sinks ? 0 : see.lo / SUPER * SUPER; sb < see.hi; sb += SUPER) {
+        if (sb >= see.sinks && sb + SUPER <= see.lo) continue;
+        const int count = see.hi - sb < SUPER ? see.hi - sb : SUPER;
+        source.scores(&qp, 1, sb, (count + PAGE - 1) / PAGE, &sp);
+        for (int j = 0; j < count; j += LANES) {
+          const V p = exp_neg(loadv(sp + j) - z);
+          for (int t = sb + j; t < sb + j + LANES && t < see.hi; t++)
+            if ((t >= see.lo || t < see.sinks) && !(square && t >= base && !square[t - base])) sums[t] += p[t - sb - j];
+        }
       }
     }
   }

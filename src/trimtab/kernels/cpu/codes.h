@@ -32,7 +32,68 @@ template <int BITS> struct Codes {
     ((uint32_t*)block)[i / PER_WORD * LANES + lane] |= (code & ((1u << PLANE) - 1)) << (i % PER_WORD * PLANE);
     if constexpr (BITS == 3) ((uint16_t*)(block + 64))[lane] |= (uint16_t)((code >> 2) << i);
   }
+  // Replaces the codes of position i in those lanes where `lanes` is -1 and not 0; needs no zeroed block.
+  static inline void put_lanes(char* block, int i, VU codes, VI lanes) {
+    const int shift = i % PER_WORD * PLANE;
+    VUunaligned* w = (VUunaligned*)(block + i / PER_WORD * 64);
+    const VU field = (VU)lanes & (((1u << PLANE) - 1) << shift);
+    *w = (*w & ~field) | ((codes << shift) & field);
+    if constexpr (BITS == 3) {
+      VSunaligned* h = (VSunaligned*)(block + 64);
+      const VS bit = __builtin_convertvector((VU)lanes & (1u << i), VS);
+      *h = (*h & ~bit) | (__builtin_convertvector((codes >> 2) << i, VS) & bit);
+    }
+  }
+
+  // The fast way to read: codes where they lie in their words, not shifted down, as floats. Position i comes
+  // times 1 / down(i), a power of two, which the number that it is multiplied with makes good exactly.
+  static constexpr bool shifted(int i) { return i % PER_WORD == PER_WORD - 1; }  // else the sign bit is in it
+  static constexpr float down(int i) { return shifted(i) ? 1.0f : 1.0f / (float)(1u << (i % PER_WORD * PLANE)); }
 };
 
 // Codes as floats.
 static inline V as_floats(VU codes) { return __builtin_convertvector((VI)codes, V); }
+
+// Vectors as wide as the processor's: sixteen lanes are one or two of them. The compiler keeps sixteen-lane
+// vectors in registers only where there are such, and the innermost loop cannot do without.
+#if defined(__AVX512F__)
+typedef V Part;
+typedef VU PartU;
+typedef VI PartI;
+#else
+typedef float Part __attribute__((vector_size(32)));
+typedef uint32_t PartU __attribute__((vector_size(32)));
+typedef int32_t PartI __attribute__((vector_size(32)));
+#endif
+typedef Part Partunaligned __attribute__((aligned(4), may_alias));
+typedef PartU PartUunaligned __attribute__((aligned(2), may_alias));
+constexpr int PART = sizeof(Part) / 4, PARTS = LANES / PART;
+
+// acc[r][c] += sum over positions i, in order, of block c's codes at i times w[r][c][i] / down(i).
+template <int BITS, int R, int C>
+static inline __attribute__((always_inline)) void add_codes(const char* const* blocks, const float* const (&w)[R][C],
+                                                            Part (&acc)[R][C][PARTS]) {
+  typedef Codes<BITS> K;
+  typedef uint16_t Half __attribute__((vector_size(PART * 2), aligned(2), may_alias));
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++) {
+    const int at = i / K::PER_WORD * LANES, s = i % K::PER_WORD * K::PLANE;
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++)
+#pragma GCC unroll 2
+      for (int p = 0; p < PARTS; p++) {
+        PartU u = *(const PartUunaligned*)(blocks[c] + (at + p * PART) * 4);
+        if (K::shifted(i))
+          u >>= s;
+        else
+          u &= ((1u << K::PLANE) - 1) << s;
+        if constexpr (BITS == 3) {
+          PartU h = __builtin_convertvector(*(const Half*)(blocks[c] + 64 + p * PART * 2), PartU);
+          u |= K::shifted(i) ? (h >> (i - 2)) & 4u : (h << (s + 2 - i)) & (4u << s);
+        }
+        const Part x = __builtin_convertvector((PartI)u, Part);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) acc[r][c][p] += x * w[r][c][i];
+      }
+  }
+}

@@ -30,7 +30,7 @@ static void heavy_head(const Paged& c, Scratch& w, const float* q, const float* 
     score[base + i] = 0;
     position[base + i] = (int32_t)(y.first + i);
   }
-  column_sums<E>(c, w, q, lse, nullptr, span, g, 0, score);
+  column_sums(c, source_of<E>(c, c.spans[span * 3], g), w, q, lse, nullptr, span, g, 0, score);
   for (int total = base + n_new; total > y.keep; total--) {
     int victim = -1;
     for (int j = 0; j < total; j++)

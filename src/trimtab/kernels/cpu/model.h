@@ -184,8 +184,8 @@ struct Model {
     }
   }
 
-  // The whole step with the paged full cache, whose elements have the weights' type.
-  template <class W> void step(const Step& st, const Paged& rows) {
+  // The whole step over rows in pages, whose elements have the weights' type; some may be coded.
+  template <class W, class Held> void step(const Step& st, const Held& rows) {
     size(st.n);
     find_masks(rows);
     runs.find(rows, states.begun);
@@ -193,7 +193,7 @@ struct Model {
     if (st.cos_sinks && q_sinks.size() < q.size()) q_sinks.resize(q.size());
     team.run([&](int t) {
       const int n = st.n;
-      Paged c = rows;
+      Held c = rows;
       c.q_sinks = st.cos_sinks ? q_sinks.data() : nullptr;
       embed<W>(t, st.tokens, n, x.data());
       team.barrier(t);
@@ -224,7 +224,7 @@ struct Model {
         if (st.queries && st.rotated) keep_queries();
         write_share<W>(c, k.data(), v.data(), r.begin, r.end);
         team.barrier(t);
-        auto source = [&](int seq, int g) { return PagedSource<W>{c, seq, g}; };
+        auto source = [&](int seq, int g) { return source_of<W>(c, seq, g); };
         const bool shared = runs.any() && !l.window;
         if (shared) attend_shared(team, t, c, runs, source, scratch[t], states, q.data());
         attend_all(team, c, source, scratch[t], states, q.data(), mask_at.data(), shared, [&](int row, int h, const float* o, float z) {

@@ -1,10 +1,10 @@
 // The C functions that kernels/native.py calls. Every pointer is owned by the caller.
 #include "attention.h"
+#include "coded.h"
 #include "evict.h"
 #include "matmul.h"
 #include "model.h"
 #include "moments.h"
-#include "packed.h"
 #include "simd.h"
 #include "team.h"
 #include "top.h"
@@ -23,6 +23,10 @@ API void* tt_model_new(const Shape* s, void* team) { return new Model(*s, *(Team
 API void tt_model_free(void* m) { delete (Model*)m; }
 
 API void tt_step(void* model, const Step* st, const Paged* c) {
+  Model& m = *(Model*)model;
+  m.step<E>(*st, *c);
+}
+API void tt_step_coded(void* model, const Step* st, const Coded* c) {
   Model& m = *(Model*)model;
   m.step<E>(*st, *c);
 }
@@ -50,6 +54,9 @@ API void tt_rotate(float* x, int n, int heads, int d, const float* cos, const fl
 API void tt_write(const Paged* c, const float* k, const float* v, int n) {
   write_share<E>(*c, k, v, 0, n);
 }
+API void tt_write_coded(const Coded* c, const float* k, const float* v, int n) {
+  write_share<E>(*c, k, v, 0, n);
+}
 
 static std::vector<i64> mask_offsets(const Paged& c) {
   std::vector<i64> at(c.n_spans + 1, 0);
@@ -59,27 +66,32 @@ static std::vector<i64> mask_offsets(const Paged& c) {
   }
   return at;
 }
-// out [N, H, d], lse [N, H].
-API void tt_attend(void* team, const Paged* c, const float* q, float* out, float* lse) {
-  Team& tm = *(Team*)team;
-  auto at = mask_offsets(*c);
+template <class Held> static void attend_held(Team& tm, const Held& c, const float* q, float* out, float* lse) {
+  auto at = mask_offsets(c);
   std::vector<Scratch> scratch(tm.size);
-  for (auto& w : scratch) w.size(c->d);
+  for (auto& w : scratch) w.size(c.d);
   States states;
   SharedRuns runs;
-  runs.find(*c, states.begun);
-  const bool shared = runs.any() && !c->window;
-  if (shared) states.size(*c, c->spans[c->n_spans * 3 - 1]);
+  runs.find(c, states.begun);
+  const bool shared = runs.any() && !c.window;
+  if (shared) states.size(c, c.spans[c.n_spans * 3 - 1]);
   tm.next = 0;
   tm.run([&](int t) {
-    auto source = [&](int seq, int g) { return PagedSource<E>{*c, seq, g}; };
-    if (shared) attend_shared(tm, t, *c, runs, source, scratch[t], states, q);
-    attend_all(tm, *c, source, scratch[t], states, q, at.data(), shared, [&](int row, int h, const float* o, float z) {
-      i64 i = (i64)row * c->H + h;
-      memcpy(out + i * c->d, o, c->d * sizeof(float));
+    auto source = [&](int seq, int g) { return source_of<E>(c, seq, g); };
+    if (shared) attend_shared(tm, t, c, runs, source, scratch[t], states, q);
+    attend_all(tm, c, source, scratch[t], states, q, at.data(), shared, [&](int row, int h, const float* o, float z) {
+      i64 i = (i64)row * c.H + h;
+      memcpy(out + i * c.d, o, c.d * sizeof(float));
       lse[i] = z;
     });
   });
+}
+// out [N, H, d], lse [N, H].
+API void tt_attend(void* team, const Paged* c, const float* q, float* out, float* lse) {
+  attend_held(*(Team*)team, *c, q, out, lse);
+}
+API void tt_attend_coded(void* team, const Coded* c, const float* q, float* out, float* lse) {
+  attend_held(*(Team*)team, *c, q, out, lse);
 }
 // How many keys of each span lie in runs that it shares; returns the held keys that a layer reads, shared ones once.
 API i64 tt_shared(const Paged* c, int32_t* begun) {
@@ -108,29 +120,34 @@ API void tt_merge(int n, int d, float* out_a, float* lse_a, const float* out_b, 
     lse_a[i] = top + logf(wa + wb);
   }
 }
-API void tt_attend_packed(void* team, const Packed* p, const Paged* c, const float* q, float* out) {
+// Codes keys up to k_to and values up to v_to ([layers, heads] each) of one sequence.
+API void tt_code(void* team, const Coded* c, int seq, int n_layers, const int32_t* k_to, const int32_t* v_to, int many) {
   Team& tm = *(Team*)team;
-  auto at = mask_offsets(*c);
+  auto work = [&](int) {
+    for (i64 i = tm.take(); i < (i64)n_layers * c->G; i = tm.take()) {
+      Coded l = *c;
+      for (i64 j = 0; j < i / c->G; j++) next_layer(l);
+      code_rows<E>(l, seq, (int)(i % c->G), k_to[i], v_to[i]);
+    }
+  };
+  tm.next = 0;
+  if (many) tm.run(work);  // waking the others takes longer than coding a row
+  else work(0);
+}
+template <class Held>
+static void add_column_sums(Team& tm, const Held& c, const float* q, const float* lse, int row0, float* sums, i64 sums_span,
+                            i64 sums_head) {
+  auto at = mask_offsets(c);
   std::vector<Scratch> scratch(tm.size);
-  for (auto& w : scratch) w.size(c->d);
-  States states;
+  for (auto& w : scratch) w.size(c.d);
   tm.next = 0;
   tm.run([&](int t) {
-    auto source = [&](int seq, int g) { return PackedSource<E>(*p, *c, seq, g); };
-    attend_all(tm, *c, source, scratch[t], states, q, at.data(), false, [&](int row, int h, const float* o, float) {
-      memcpy(out + ((i64)row * c->H + h) * c->d, o, c->d * sizeof(float));
-    });
-  });
-}
-API void tt_write_packed(const Packed* p, const Paged* c, const float* k, const float* v) { write_halves<E>(*p, *c, k, v); }
-// Packs key groups [g0, g1) and value rows [v0, v1) of one sequence, all layers and heads.
-API void tt_pack(const Packed* p, const Paged* c, int seq, int n_layers, int g0, int g1, int v0, int v1) {
-  Packed l = *p;
-  for (l.layer = 0; l.layer < n_layers; l.layer++)
-    for (int h = 0; h < c->G; h++) {
-      for (int i = g0; i < g1; i++) pack_keys<E>(l, *c, seq, h, i);
-      for (int i = v0; i < v1; i++) pack_values<E>(l, *c, seq, h, i);
+    for (i64 i = tm.take(); i < (i64)c.n_spans * c.G; i = tm.take()) {
+      const int span = (int)(i / c.G), g = (int)(i % c.G);
+      column_sums(c, source_of<E>(c, c.spans[span * 3], g), scratch[t], q, lse, at.data(), span, g, row0,
+                  sums + span * sums_span + g * sums_head);
     }
+  });
 }
 // out [N, H, d] and lse [N, H] with the values of each head's `n` largest probabilities alone; fetched [N, G]: how many
 // rows of values that took.
@@ -161,17 +178,11 @@ API void tt_attend_top(void* team, const Paged* c, const float* q, int n, int re
 // Adds each held key's probability mass to sums[span * sums_span + g * sums_head + j].
 API void tt_column_sums(void* team, const Paged* c, const float* q, const float* lse, int row0, float* sums, i64 sums_span,
                         i64 sums_head) {
-  Team& tm = *(Team*)team;
-  auto at = mask_offsets(*c);
-  std::vector<Scratch> scratch(tm.size);
-  for (auto& w : scratch) w.size(c->d);
-  tm.next = 0;
-  tm.run([&](int t) {
-    for (i64 i = tm.take(); i < (i64)c->n_spans * c->G; i = tm.take()) {
-      int span = (int)(i / c->G), g = (int)(i % c->G);
-      column_sums<E>(*c, scratch[t], q, lse, at.data(), span, g, row0, sums + span * sums_span + g * sums_head);
-    }
-  });
+  add_column_sums(*(Team*)team, *c, q, lse, row0, sums, sums_span, sums_head);
+}
+API void tt_column_sums_coded(void* team, const Coded* c, const float* q, const float* lse, int row0, float* sums,
+                              i64 sums_span, i64 sums_head) {
+  add_column_sums(*(Team*)team, *c, q, lse, row0, sums, sums_span, sums_head);
 }
 #include "per_layer_api.h"
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from trimtab.kernels.coded import CodedTables
 from trimtab.kernels.paged import PagedRows
 from trimtab.kvcache.base import KVShape, StepRows
 
@@ -42,6 +43,10 @@ class HeadRows(ABC):
         """Room for `count` rows more in every head, and for packing them, while the policy holds `beside`
         bytes elsewhere. False, and nothing changed, if there is none."""
 
+    def most_rows(self, slot: int, count: int) -> int:
+        """How many of the next `count` rows may be computed in one step."""
+        return count
+
     # --- a step
 
     @abstractmethod
@@ -68,7 +73,7 @@ class HeadRows(ABC):
         `start` (shaped like `length`) ones. `lse` [N, H]: their logsumexp where it is known already.
         """
 
-    def whole_step(self, rows: StepRows) -> PagedRows | None:
+    def whole_step(self, rows: StepRows) -> PagedRows | CodedTables | None:
         """If all layers may attend to these rows in one native call: where they lie."""
         return None
 

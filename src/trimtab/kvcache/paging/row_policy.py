@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from trimtab.kernels.coded import CodedTables
 from trimtab.kernels.paged import Asked, PagedRows
 from trimtab.kvcache.base import KVCache, KVShape, Sequence, StepRows
 from trimtab.kvcache.paging.heads import HeadRows
@@ -69,6 +70,9 @@ class RowPolicy(KVCache):
         rows = self.rows
         return rows.fits(sequence.slot, count) or rows.reserve(sequence.slot, count, self._beside)
 
+    def most_rows(self, sequence: Sequence, count: int) -> int:
+        return self.rows.most_rows(sequence.slot, super().most_rows(sequence, count))
+
     # --- a step
 
     def asks(self, rows: StepRows) -> bool:
@@ -88,7 +92,7 @@ class RowPolicy(KVCache):
     def choose(self, sequence: Sequence, count: int) -> None:
         """`count` rows became permanent: drop rows, if it is time."""
 
-    def whole_step(self, rows: StepRows) -> PagedRows | None:
+    def whole_step(self, rows: StepRows) -> PagedRows | CodedTables | None:
         return self.rows.whole_step(rows)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rows: StepRows) -> Tensor:
