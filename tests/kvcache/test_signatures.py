@@ -272,6 +272,8 @@ def test_keys_with_outlying_channels_need_constants_a_channel() -> None:
     assert kivi == pytest.approx(twin, abs=0.01)
     assert kivi - full < 0.1
     assert per_token - full > 4 * abs(kivi - full) and per_token - full > 0.2
+    rtn = loss(engine("rtn:bits=2,group_size=32,residual=32", with_outliers()).score([pair])[0].logprobs)
+    assert rtn - full > 4 * abs(kivi - full) and rtn - full > 0.2, "the baseline has constants a token"
 
 
 @pytest.mark.slow
