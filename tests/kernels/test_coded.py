@@ -60,7 +60,18 @@ def make_store(
         start_head=1,
         start_layer=HEADS,
     )
-    c = CodedTables(rows, torch.empty(0), *tables[1:], *counts[1:], bits, group, by_token)
+    c = CodedTables(
+        rows=rows,
+        arena=torch.empty(0),
+        v_full=tables[1],
+        k_coded=tables[2],
+        v_coded=tables[3],
+        k_done=counts[1],
+        v_done=counts[2],
+        bits=bits,
+        group=group,
+        by_token=by_token,
+    )
     at = 0  # pages of a table lie one behind the other, shuffled
     for table, size in zip(tables, (c.full_bytes, c.full_bytes, c.k_bytes, c.v_bytes), strict=True):
         first = -(-at // size)
