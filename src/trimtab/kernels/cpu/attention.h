@@ -118,9 +118,17 @@ static inline void weigh_values(const float* const* p, const E* const* pages, in
     for (int c = 0; c < C; c++) storev(out[r] + (c0 + c) * LANES, acc[r][c]);
 }
 
+// How many vectors of each of R rows to accumulate at once.
+constexpr int at_once(int R) { return R * 4 <= TILE ? 4 : (R * 3 <= TILE ? 3 : (R * 2 <= TILE ? 2 : 1)); }
+
 template <class E, int R>
 static void scores_of(const float* const* q, const E* const* pages, int n, int d, float* const* s) {
-  constexpr int P = R >= 8 ? 1 : (R >= 4 ? 2 : 4);
+  if constexpr (R > TILE) {
+    constexpr int A = (R + 1) / 2;
+    scores_of<E, A>(q, pages, n, d, s);
+    return scores_of<E, R - A>(q + A, pages, n, d, s + A);
+  }
+  constexpr int P = at_once(R);
   int p = 0;
   for (; p + P <= n; p += P) {
     V o[R][P];
@@ -136,7 +144,12 @@ static void scores_of(const float* const* q, const E* const* pages, int n, int d
 }
 template <class E, int R>
 static void values_of(const float* const* p, const E* const* pages, int from, int to, int d, float* const* out) {
-  constexpr int C = R >= 8 ? 1 : (R >= 4 ? 2 : 4);
+  if constexpr (R > TILE) {
+    constexpr int A = (R + 1) / 2;
+    values_of<E, A>(p, pages, from, to, d, out);
+    return values_of<E, R - A>(p + A, pages, from, to, d, out + A);
+  }
+  constexpr int C = at_once(R);
   int c = 0, n = d / LANES;
   for (; c + C <= n; c += C) weigh_values<E, R, C>(p, pages, from, to, d, c, out);
   for (; c < n; c++) weigh_values<E, R, 1>(p, pages, from, to, d, c, out);
@@ -210,7 +223,7 @@ static inline void take_scores(Row& row, float* x, int n, int d) {
   V top = splat(-INFINITY);
   for (int j = 0; j < n; j += LANES) {
     V y = loadv(x + j);
-    top = y > top ? y : top;
+    top = larger(y, top);
   }
   const float peak = max_lanes(top);
   if (peak == -INFINITY) {  // nothing visible here: the row's state must not change by a bit

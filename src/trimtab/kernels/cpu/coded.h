@@ -59,27 +59,28 @@ template <class E> struct CodedHead {
 
 // --- coding
 
-static inline V fewer(V a, V b) { return b < a ? b : a; }
-static inline V greater(V a, V b) { return b > a ? b : a; }
+static inline V smaller(V a, V b) { return select(b < a, b, a); }
 static inline float min_lanes(V x) { return -max_lanes(-x); }
 static inline V round16(V x, f16* out, VI lanes) {  // to f16, stored where `lanes` says so
+  float rounded[LANES];
   for (int i = 0; i < LANES; i++) {
     f16 h;
     from_float(x[i], &h);
     if (lanes[i]) out[i] = h;
-    x[i] = to_float(h);
+    rounded[i] = to_float(h);
   }
-  return x;
+  return loadv(rounded);
 }
 template <int BITS> static inline VU codes_of(V x, V scale, V zero) {
   V y = (x - zero) / scale;
   const V top = splat((float)Codes<BITS>::TOP), magic = splat(12582912.0f);  // 1.5 * 2^23 rounds to an integer
-  y = y > top ? top : (y > 0 ? y : V{});
-  return (VU)(scale > 0 ? (VI)(y + magic) : VI{}) & Codes<BITS>::TOP;
+  y = select(y > top, top, select(y > 0.0f, y, V{}));
+  return (VU)select(scale > 0.0f, (VI)(y + magic), VI{}) & Codes<BITS>::TOP;
 }
 // Lanes of block b that belong to numbers [at, at + n).
 static inline VI lanes_of(int b, int at, int n) {
-  const VI lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  static const int32_t numbers[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const VI lane = load_wide<VI>(numbers);
   return (lane >= at - b * LANES) & (lane < at + n - b * LANES);
 }
 // Codes one group, numbers [at, at + n) which lie along the lanes of successive blocks at position i:
@@ -91,8 +92,8 @@ static inline void code_lanes(int at, int n, const Load& load, char* blocks, i64
   for (int b = b0; b < b1; b++) {
     const V x = load(b);
     const VI mine = lanes_of(b, at, n);
-    lo = fewer(lo, mine ? x : lo);
-    hi = greater(hi, mine ? x : hi);
+    lo = select(mine, smaller(lo, x), lo);
+    hi = select(mine, larger(x, hi), hi);
   }
   const float low = min_lanes(lo), high = max_lanes(hi);
   from_float((high - low) / (float)Codes<BITS>::TOP, scale);
@@ -126,8 +127,8 @@ template <int BITS, class E> static void code_keys(const CodedHead<E>& h, int fr
       V lo = load16(page + g * n * PAGE), hi = lo;
       for (int ch = g * n + 1; ch < (g + 1) * n; ch++) {
         const V x = load16(page + ch * PAGE);
-        lo = fewer(lo, x);
-        hi = greater(hi, x);
+        lo = smaller(lo, x);
+        hi = larger(hi, x);
       }
       f16* scales = h.k_scales(j) + g * PAGE;
       const V s = round16((hi - lo) / (float)Codes<BITS>::TOP, scales, mine);
@@ -186,15 +187,17 @@ static constexpr int columns(int R) { return PARTS == 2 && R > 2 ? 1 : 2; }
     F<BITS, 2>(__VA_ARGS__);
 
 static inline V join(const Part* p) {
-  V x;
-  memcpy(&x, p, sizeof x);
-  return x;
+#if defined(__AVX__) && !defined(__AVX512F__)
+  return V(p[0], p[1]);
+#else
+  return load_wide<V>(p);
+#endif
 }
 // What add_codes leaves to the numbers that codes at the sixteen positions are multiplied with.
 template <int BITS> static inline V fold_down() {
-  V f;
+  float f[LANES];
   for (int i = 0; i < LANES; i++) f[i] = Codes<BITS>::down(i);
-  return f;
+  return loadv(f);
 }
 // Folds constants into one row: out = x * scales * fold, and the sum of x * zeros is returned. Apart and by
 // itself, so that a row's numbers do not depend on how many others are taken with it.
@@ -292,12 +295,12 @@ template <class E> struct CodedSource {
     for (int b = 0; b < c.d / LANES; b++)
       Codes<BITS>::each(blocks + b * h.block(), [&](int i, VU codes) {
         const int ch = b * LANES + i, first = c.by_token ? ch / n * PAGE : ch;
-        V s, z;
+        float s[LANES], z[LANES];
         for (int l = 0; l < LANES; l++) {
           s[l] = to_float(scales[first + at[l]]);
           z[l] = to_float(zeros[first + at[l]]);
         }
-        storev(tile + ch * PAGE, as_floats(codes) * s + z);
+        storev(tile + ch * PAGE, as_floats(codes) * loadv(s) + loadv(z));
       });
     if (k_done >= (j + 1) * PAGE) return;
     const E* page = h.k_page(j);
@@ -311,13 +314,13 @@ template <class E> struct CodedSource {
     for (int b = 0; b < c.d / LANES; b++)
       Codes<BITS>::each(blocks + b * h.block(), [&](int i, VU codes) {
         if (i >= coded) return;
-        V s, z;
+        float s[LANES], z[LANES];
         for (int l = 0; l < LANES; l++) {
           const int at = (b * LANES + l) / n * PAGE + i;
           s[l] = to_float(scales[at]);
           z[l] = to_float(zeros[at]);
         }
-        storev(tile + i * c.d + b * LANES, as_floats(codes) * s + z);
+        storev(tile + i * c.d + b * LANES, as_floats(codes) * loadv(s) + loadv(z));
       });
     if (coded >= PAGE) return;
     const E* page = h.v_page(j);

@@ -7,9 +7,6 @@
 #pragma once
 #include "simd.h"
 
-typedef uint16_t VS __attribute__((vector_size(32)));
-typedef uint16_t VSunaligned __attribute__((vector_size(32), aligned(2), may_alias));
-
 template <int BITS> struct Codes {
   static constexpr int BYTES = 32 * BITS;
   static constexpr int PLANE = BITS == 3 ? 2 : BITS;      // bits of a code in the 32-bit words
@@ -19,10 +16,10 @@ template <int BITS> struct Codes {
   // Calls use(i, codes of position i as sixteen integers) for i = 0 to 15; i is a constant once inlined.
   template <class Use> static inline __attribute__((always_inline)) void each(const char* block, const Use& use) {
     VU high = VU{};
-    if constexpr (BITS == 3) high = __builtin_convertvector(*(const VSunaligned*)(block + 64), VU);
+    if constexpr (BITS == 3) high = load_u16(block + 64);
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++) {
-      VU w = *(const VUunaligned*)(block + i / PER_WORD * 64);
+      VU w = load_wide<VU>(block + i / PER_WORD * 64);
       VU c = (w >> (i % PER_WORD * PLANE)) & ((1u << PLANE) - 1);
       if constexpr (BITS == 3) c |= ((high >> i) & 1u) << 2;
       use(i, c);
@@ -35,13 +32,13 @@ template <int BITS> struct Codes {
   // Replaces the codes of position i in those lanes where `lanes` is -1 and not 0; needs no zeroed block.
   static inline void put_lanes(char* block, int i, VU codes, VI lanes) {
     const int shift = i % PER_WORD * PLANE;
-    VUunaligned* w = (VUunaligned*)(block + i / PER_WORD * 64);
+    char* w = block + i / PER_WORD * 64;
     const VU field = (VU)lanes & (((1u << PLANE) - 1) << shift);
-    *w = (*w & ~field) | ((codes << shift) & field);
+    store_wide(w, (load_wide<VU>(w) & ~field) | ((codes << shift) & field));
     if constexpr (BITS == 3) {
-      VSunaligned* h = (VSunaligned*)(block + 64);
-      const VS bit = __builtin_convertvector((VU)lanes & (1u << i), VS);
-      *h = (*h & ~bit) | (__builtin_convertvector((codes >> 2) << i, VS) & bit);
+      uint16_t* h = (uint16_t*)(block + 64);
+      for (int l = 0; l < LANES; l++)
+        if (lanes[l]) h[l] = (uint16_t)((h[l] & ~(1u << i)) | (codes[l] >> 2) << i);
     }
   }
 
@@ -52,7 +49,7 @@ template <int BITS> struct Codes {
 };
 
 // Codes as floats.
-static inline V as_floats(VU codes) { return __builtin_convertvector((VI)codes, V); }
+static inline V as_floats(VU codes) { return floats_of(codes); }
 
 // Vectors as wide as the processor's: sixteen lanes are one or two of them. The compiler keeps sixteen-lane
 // vectors in registers only where there are such, and the innermost loop cannot do without.

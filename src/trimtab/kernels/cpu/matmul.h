@@ -77,32 +77,36 @@ template <class W, int MR, int NR, class Store>
 static inline void tile(const typename Input<W>::T* x, int ldx, const W* w, i64 K, int m0, int n0, const Store& store) {
   V acc[MR][NR] = {};
   accumulate(x, ldx, w, K, m0, n0, acc);
-  if constexpr (NR % 4 == 0) {
-    for (int i = 0; i < MR; i++)
-      for (int j = 0; j < NR; j += 4) {
-        float y[4];
-        sum_lanes4(acc[i][j], acc[i][j + 1], acc[i][j + 2], acc[i][j + 3], y);
-        for (int t = 0; t < 4; t++) store(m0 + i, n0 + j + t, y[t]);
-      }
-  } else {
-    for (int i = 0; i < MR; i++)
-      for (int j = 0; j < NR; j++) store(m0 + i, n0 + j, sum_lanes(acc[i][j]));
+  constexpr int N = MR * NR, FOURS = N / 4 * 4;
+#pragma GCC unroll 8
+  for (int i = 0; i < FOURS; i += 4) {
+    auto at = [&](int t) { return acc[(i + t) / NR][(i + t) % NR]; };
+    float y[4];
+    sum_lanes4(at(0), at(1), at(2), at(3), y);
+    for (int t = 0; t < 4; t++) store(m0 + (i + t) / NR, n0 + (i + t) % NR, y[t]);
   }
+#pragma GCC unroll 8
+  for (int i = FOURS; i < N; i++) store(m0 + i / NR, n0 + i % NR, sum_lanes(acc[i / NR][i % NR]));
 }
 
-// At most five rows of x times rows [n0, n1) of w.
+// Rows of x and of w that are multiplied at once, and rows of w where there is one row of x.
+constexpr int TILE_M = TILE >= 20 ? 5 : 3, TILE_N = TILE >= 20 ? 4 : 2, TILE_ONE = TILE >= 20 ? 8 : 4;
+
+// At most TILE_M rows of x times rows [n0, n1) of w.
 template <class W, int MR, class Store>
 static inline void strip_of(const typename Input<W>::T* x, int ldx, const W* w, i64 K, int m, int n0, int n1, const Store& store) {
   int j = n0;
-  for (; j + 4 <= n1; j += 4) tile<W, MR, 4>(x, ldx, w, K, m, j, store);
+  for (; j + TILE_N <= n1; j += TILE_N) tile<W, MR, TILE_N>(x, ldx, w, K, m, j, store);
   for (; j < n1; j++) tile<W, MR, 1>(x, ldx, w, K, m, j, store);
 }
 template <class W, class Store>
 static inline void rows_of_tile(const typename Input<W>::T* x, int ldx, const W* w, i64 K, int m0, int m1, int n0, int n1, const Store& store) {
   switch (m1 - m0) {
-    case 5: strip_of<W, 5>(x, ldx, w, K, m0, n0, n1, store); break;
+    case TILE_M: strip_of<W, TILE_M>(x, ldx, w, K, m0, n0, n1, store); break;
+#if defined(__AVX512F__)
     case 4: strip_of<W, 4>(x, ldx, w, K, m0, n0, n1, store); break;
     case 3: strip_of<W, 3>(x, ldx, w, K, m0, n0, n1, store); break;
+#endif
     case 2: strip_of<W, 2>(x, ldx, w, K, m0, n0, n1, store); break;
     default: strip_of<W, 1>(x, ldx, w, K, m0, n0, n1, store); break;
   }
@@ -111,9 +115,9 @@ static inline void rows_of_tile(const typename Input<W>::T* x, int ldx, const W*
 // All M rows times w's rows [n.begin, n.end); `store(m, n, value)` receives each result once.
 template <class W, class Store>
 static void matmul(const typename Input<W>::T* x, int ldx, int M, const W* w, i64 K, Range n, const Store& store) {
-  if (M == 1) {  // bandwidth-bound: eight weight rows stream at once
+  if (M == 1) {  // bandwidth-bound: several weight rows stream at once
     int j = n.begin;
-    for (; j + 8 <= n.end; j += 8) tile<W, 1, 8>(x, ldx, w, K, 0, j, store);
+    for (; j + TILE_ONE <= n.end; j += TILE_ONE) tile<W, 1, TILE_ONE>(x, ldx, w, K, 0, j, store);
     for (; j < n.end; j++) tile<W, 1, 1>(x, ldx, w, K, 0, j, store);
     return;
   }
@@ -122,12 +126,12 @@ static void matmul(const typename Input<W>::T* x, int ldx, int M, const W* w, i6
     int rows = (int)(bytes / row) / unit * unit;
     return rows > unit ? rows : unit;
   };
-  const int block = fit(512 * 1024, (i64)sizeof(*x) * ldx, 5), strip = fit(16 * 1024, K * (i64)sizeof(W), 4);
+  const int block = fit(512 * 1024, (i64)sizeof(*x) * ldx, TILE_M), strip = fit(16 * 1024, K * (i64)sizeof(W), TILE_N);
   for (int m0 = 0; m0 < M; m0 += block) {
     const int m1 = m0 + block < M ? m0 + block : M;
     for (int n0 = n.begin; n0 < n.end; n0 += strip) {
       const int n1 = n0 + strip < n.end ? n0 + strip : n.end;
-      const int tiles = (m1 - m0 + 4) / 5;  // of four or five rows each: a last tile of one would idle
+      const int tiles = (m1 - m0 + TILE_M - 1) / TILE_M;  // as even as can be: a last tile of one would idle
       for (int i = 0; i < tiles; i++)
         rows_of_tile<W>(x, ldx, w, K, m0 + (m1 - m0) * i / tiles, m0 + (m1 - m0) * (i + 1) / tiles, n0, n1, store);
     }

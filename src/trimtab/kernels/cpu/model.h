@@ -149,13 +149,13 @@ struct Model {
       auto o = act.row<W>(m);
       for (int j = r.begin; j < r.end; j += LANES) {
         int w = r.end - j < LANES ? r.end - j : LANES;
-        V a = V{}, b = V{};
-        memcpy(&a, g + (i64)m * s.I + j, w * sizeof(float));
-        memcpy(&b, u + (i64)m * s.I + j, w * sizeof(float));
-        V e = exp_neg(a < 0 ? a : -a);
-        V sig = (a < 0 ? e : splat(1.0f)) / (e + 1.0f);
-        V y = a * sig * b;
-        for (int i = 0; i < w; i++) put<W>(o, j + i, y[i]);
+        float ga[LANES] = {}, up[LANES] = {};
+        memcpy(ga, g + (i64)m * s.I + j, w * sizeof(float));
+        memcpy(up, u + (i64)m * s.I + j, w * sizeof(float));
+        const V a = loadv(ga), e = exp_neg(select(a < 0.0f, a, -a));
+        const V sig = select(a < 0.0f, e, splat(1.0f)) / (e + 1.0f);
+        storev(up, a * sig * loadv(up));
+        for (int i = 0; i < w; i++) put<W>(o, j + i, up[i]);
       }
     }
   }

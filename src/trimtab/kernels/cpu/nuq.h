@@ -23,10 +23,18 @@ struct NuqSettings {  // mirrored in kernels/nuq.py; all float32
 static inline V look_up(V book, VU codes) {
 #if defined(__AVX512F__)
   return (V)_mm512_permutexvar_ps((__m512i)codes, (__m512)book);
+#elif defined(__AVX2__)  // eight places a permutation: the upper eight where bit 3 is set
+  auto half = [&](auto c) {
+    const __m256i at = (__m256i)c;
+    return (V8)_mm256_blendv_ps(_mm256_permutevar8x32_ps((__m256)book.lo, at), _mm256_permutevar8x32_ps((__m256)book.hi, at),
+                                (__m256)_mm256_slli_epi32(at, 28));
+  };
+  return V(half(codes.lo), half(codes.hi));
 #else
-  V r;
-  for (int i = 0; i < LANES; i++) r[i] = book[codes[i]];
-  return r;
+  float from[LANES], to[LANES];
+  storev(from, book);
+  for (int i = 0; i < LANES; i++) to[i] = from[codes[i]];
+  return loadv(to);
 #endif
 }
 

@@ -109,12 +109,12 @@ template <class E> struct LayerRows {
   void put_full_keys(int page, int from, const int32_t* place, float* tile) const {
     if (from < PAGE) {
       const E* raw = full(page);
-      VI lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-      VI mine = lane >= from;
+      static const int32_t lane[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+      const VI mine = load_wide<VI>(lane) >= from;
       for (int c = 0; c < width; c++) {
         float* row = tile + (place ? place[c] : c) * LANES;
         V x = load16(raw + c * PAGE);
-        storev(row, from ? (mine ? x : loadv(row)) : x);
+        storev(row, from ? select(mine, x, loadv(row)) : x);
       }
     }
     if (from)
@@ -260,13 +260,14 @@ constexpr int TILE_PAGES = 4;  // tiles of keys in flight, so that few rows stil
   }
 
 struct PerLayerScratch {
-  Floats tile, s, q, fresh, row;
+  Floats tile, s, q, fresh, row, spare;
   void size(int width, int pairs, int d) {
     auto grow = [](Floats& b, size_t n) { if (b.size() < n) b.resize(n); };
     grow(tile, (size_t)TILE_PAGES * width * PAGE);
     grow(s, (size_t)pairs * SUPER);
     grow(q, (size_t)pairs * d);
     grow(fresh, (size_t)pairs * (d + 2));
+    grow(spare, (size_t)MAX_ROWS * d);
   }
 };
 
@@ -283,14 +284,14 @@ static void per_layer_item(const PerLayer& p, const Tiles& tiles, PerLayerScratc
     for (int c = 0; c < d; c++) w.q[(i64)i * d + c] = src[c] * p.scale;
     empty_state(states + (i64)i * (d + 2), d);
   }
-  // Calls use(pointers' first pair, lanes of the row template, those pairs) for each head's pairs in turn.
+  // Calls use(head, pairs there are, lanes of the row template, those pairs) for each head's pairs in turn.
   auto each_rows = [&](const auto& use) {
     for (int g = 0; g < p.G; g++)
       for (int j = 0; j < per_head; j += MAX_ROWS) {
         const int R = per_head - j < MAX_ROWS ? per_head - j : MAX_ROWS, RT = R <= 2 ? R : (R <= 4 ? 4 : (R <= 8 ? 8 : 16));
         int pair[MAX_ROWS];
         for (int r = 0; r < RT; r++) pair[r] = g * per_head + j + (r < R ? r : R - 1);  // the last one again
-        use(g, RT, pair);
+        use(g, R, RT, pair);
       }
   };
   for (int sb = item.sb0 * SUPER; sb < item.sb1 * SUPER && sb < last; sb += SUPER) {
@@ -299,7 +300,7 @@ static void per_layer_item(const PerLayer& p, const Tiles& tiles, PerLayerScratc
       const int n = n_pages - at < TILE_PAGES ? n_pages - at : TILE_PAGES;
       for (int i = 0; i < n; i++) 
         tiles.keys(s[0], sb / PAGE + at + i, base + n_new, s[1], w.tile.data() + (i64)i * width * PAGE);
-      each_rows([&](int g, int RT, const int* pair) {
+      each_rows([&](int g, int, int RT, const int* pair) {
         const float *qp[MAX_ROWS], *pages[TILE_PAGES];
         float* sp[MAX_ROWS];
         for (int r = 0; r < RT; r++) {
@@ -327,12 +328,13 @@ static void per_layer_item(const PerLayer& p, const Tiles& tiles, PerLayerScratc
     }
     for (int at = 0; at < n_pages; at++) {
       tiles.values(s[0], sb / PAGE + at, base + n_new, w.tile.data());
-      each_rows([&](int g, int RT, const int* pair) {
+      each_rows([&](int g, int R, int RT, const int* pair) {
         const float *pp[MAX_ROWS], *tile = w.tile.data() + (i64)g * PAGE * d;
         float* op[MAX_ROWS];
         for (int r = 0; r < RT; r++) {
           pp[r] = w.s.data() + (i64)pair[r] * SUPER + at * PAGE;
-          op[r] = w.fresh.data() + (i64)pair[r] * (d + 2) + 2;
+          // A pair that is there again must not be added to twice.
+          op[r] = r < R ? w.fresh.data() + (i64)pair[r] * (d + 2) + 2 : w.spare.data() + (i64)r * d;
         }
         TILE_CASES(values_of, RT, pp, &tile, 0, count - at * PAGE < PAGE ? count - at * PAGE : PAGE, d, op)
       });

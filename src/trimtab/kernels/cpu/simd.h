@@ -14,31 +14,31 @@
 #endif
 
 typedef int64_t i64;
-typedef float V __attribute__((vector_size(64)));
-typedef int32_t VI __attribute__((vector_size(64)));
-typedef uint32_t VU __attribute__((vector_size(64)));
-typedef float Vunaligned __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint32_t VUunaligned __attribute__((vector_size(64), aligned(2), may_alias));
 constexpr int LANES = 16;
 constexpr int CHUNK = 32;  // a matmul consumes K in chunks of 32 = one even and one odd vector
 
 struct bf16 { uint16_t bits; };
 struct f16 { uint16_t bits; };
 
+#include "wide.h"
+
+// How many vectors of sixteen lanes may accumulate at once and stay in registers.
+constexpr int TILE = NATIVE_LANES == 16 ? 20 : 6;
+
 static inline V splat(float x) { return x - V{}; }
-static inline V loadv(const float* p) { return *(const Vunaligned*)p; }
-static inline void storev(float* p, V x) { *(Vunaligned*)p = x; }
+static inline V loadv(const float* p) { return load_wide<V>(p); }
+static inline void storev(float* p, V x) { store_wide(p, x); }
+static inline V larger(V a, V b) { return select(a > b, a, b); }
 
 // Pairwise tree of halves: the one order in which sixteen lanes are ever added.
-typedef float V8 __attribute__((vector_size(32)));
-typedef float V4 __attribute__((vector_size(16)));
 static inline float sum_lanes(V x) {
-  V8 a = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
-  V4 b = __builtin_shufflevector(a, a, 0, 1, 2, 3) + __builtin_shufflevector(a, a, 4, 5, 6, 7);
+  V8 a = low_half(x) + high_half(x);
+  V4 b = low_half(a) + high_half(a);
   return (b[0] + b[2]) + (b[1] + b[3]);
 }
-// Four such sums at once, in the very same order: stage by stage the halves of two vectors share one.
+// Four such sums at once, in the very same order.
 static inline void sum_lanes4(V a, V b, V c, V d, float* out) {
+#if defined(__AVX512F__)  // stage by stage the halves of two vectors share one
   V ab = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
          __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
   V cd = __builtin_shufflevector(c, d, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
@@ -51,11 +51,26 @@ static inline void sum_lanes4(V a, V b, V c, V d, float* out) {
   out[1] = z[4];
   out[2] = z[8];
   out[3] = z[12];
+#else
+  auto four = [](V x) {
+    V8 h = low_half(x) + high_half(x);
+    return low_half(h) + high_half(h);
+  };
+  const V4 p = four(a), q = four(b), r = four(c), s = four(d);
+  // (x0 + x2, x1 + x3) of two vectors beside each other, then their sums.
+  const V4 pq = __builtin_shufflevector(p, q, 0, 1, 4, 5) + __builtin_shufflevector(p, q, 2, 3, 6, 7);
+  const V4 rs = __builtin_shufflevector(r, s, 0, 1, 4, 5) + __builtin_shufflevector(r, s, 2, 3, 6, 7);
+  const V4 y = __builtin_shufflevector(pq, rs, 0, 2, 4, 6) + __builtin_shufflevector(pq, rs, 1, 3, 5, 7);
+  for (int i = 0; i < 4; i++) out[i] = y[i];
+#endif
 }
 static inline float max_lanes(V x) {
-  float m = x[0];
-  for (int i = 1; i < LANES; i++) m = x[i] > m ? x[i] : m;
-  return m;
+  V8 a = low_half(x), b = high_half(x);
+  a = select(a > b, a, b);
+  V4 c = low_half(a), d = high_half(a);
+  c = select(c > d, c, d);
+  const float p = c[0] > c[1] ? c[0] : c[1], q = c[2] > c[3] ? c[2] : c[3];
+  return p > q ? p : q;
 }
 
 static inline float to_float(float x) { return x; }
@@ -97,22 +112,16 @@ static inline void from_float(float x, f16* p) {
 
 // Sixteen consecutive elements as floats.
 static inline V load16(const float* p) { return loadv(p); }
-static inline V load16(const bf16* p) {
-#if defined(__AVX512F__)
-  return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
-#else
-  VU u;
-  for (int i = 0; i < LANES; i++) u[i] = (uint32_t)p[i].bits << 16;
-  return (V)u;
-#endif
-}
+static inline V load16(const bf16* p) { return (V)(load_u16(p) << 16); }
 static inline V load16(const f16* p) {
 #if defined(__AVX512F__)
   return (V)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__F16C__)
+  return V((V8)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), (V8)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p + 1)));
 #else
-  V r;
+  float r[LANES];
   for (int i = 0; i < LANES; i++) r[i] = to_float(p[i]);
-  return r;
+  return loadv(r);
 #endif
 }
 
@@ -121,7 +130,7 @@ static inline V load16(const f16* p) {
 static inline void load32(const float* p, V& a, V& b) { a = loadv(p); b = loadv(p + LANES); }
 static inline void load32(const f16* p, V& a, V& b) { a = load16(p); b = load16(p + LANES); }
 static inline void load32(const bf16* p, V& a, V& b) {
-  VU u = *(const VUunaligned*)p;
+  VU u = load_wide<VU>(p);
   a = (V)(u << 16);
   b = (V)(u & 0xffff0000u);
 }
@@ -183,8 +192,8 @@ typedef std::vector<float, LineAllocator<float>> Floats;
 // exp(x) for x <= 0 to about 2 ulp (Cody-Waite reduction, degree-6 polynomial); -inf gives 0.
 static inline V exp_neg(V x) {
   const V lo = splat(-87.3f);
-  VI dead = x < lo;
-  x = x < lo ? lo : x;
+  const VI dead = x < lo;
+  x = select(dead, lo, x);
   V n = x * 1.44269504088896341f;
   V shifter = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
   V rounded = n + shifter;
@@ -200,5 +209,5 @@ static inline V exp_neg(V x) {
   p = p * r + 5.0000001201e-1f;
   V y = (p * (r * r) + r) + 1.0f;
   y = (V)((VI)y + (e << 23));
-  return dead ? V{} : y;
+  return select(dead, V{}, y);
 }
