@@ -16,7 +16,7 @@ CALL = [sys.executable, "-c", "from trimtab.cli.main import main; main()"]
     ("words", "message"),
     [
         (["generat", "x"], "No such command 'generat'. Did you mean 'generate'?"),
-        (["frobnicate"], "No such command 'frobnicate'. Known: bench, chat, compare"),
+        (["frobnicate"], "No such command 'frobnicate'. Known: attach, bench, chat, compare"),
         (["generate", "x", "--temprature", "1"], "--temperature"),
         (["generate", "x", "--top-k", "many"], "--top-k"),
         (["--nothing"], "No such option: --nothing"),

@@ -148,7 +148,7 @@ def test_an_endless_cache_still_asks_how_far_to_go() -> None:
     "cache,message",
     [
         ("streaming:sinks=400,window=400", "sinks . window is 800, more than the model's context of 600"),
-        ("kivi:group_size=32", "group_size 32 does not divide the model's head size 16"),
+        ("kivi:group_size=32", "group_size=32 does not divide the model's head size 16"),
     ],
 )
 def test_policies_that_do_not_fit_the_model(cache: str, message: str) -> None:

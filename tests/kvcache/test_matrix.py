@@ -128,7 +128,7 @@ def scores(engine: Any, pairs: list[tuple[list[int], list[int]]]) -> list[list[f
 def nearly(mine: list[list[float]], other: list[list[float]]) -> None:
     """Equal up to rounding; a rounding that flips a code or an eviction may move a few tokens further."""
     difference = (torch.tensor(mine) - torch.tensor(other)).abs()
-    assert difference.quantile(0.75) < 2e-4
+    assert difference.quantile(0.75) < 5e-4
     assert difference.mean() < 5e-3
 
 

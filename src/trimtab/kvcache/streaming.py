@@ -8,8 +8,8 @@ text may go on forever at flat memory.
 
 How positions inside the cache come without rotating any key again: attention only sees position
 *differences*. Within the window they are those of the text. Between a query and the sinks the difference is
-query's cache position minus sink's index. So the sinks are asked by the same query, rotated to its position in
-the cache.
+query's cache position minus sink's index. So the sinks are asked by the same query, rotated to its position
+in the cache.
 
 Exact: every row is treated as if tokens had come one by one; the result does not depend on chunking (the
 released code drops rows once a chunk, so inside a chunk its window is longer).

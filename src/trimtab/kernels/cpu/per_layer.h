@@ -149,8 +149,12 @@ template <class E> struct LayerRows {
       float *a = tile + (i64)g * p.d * LANES, *b = a + half * LANES;
       for (int i = 0; i < half * LANES; i += LANES) {
         V x = loadv(a + i), y = loadv(b + i), c = loadv(cs + i), s = loadv(sn + i);
-        storev(a + i, x * c - y * s);
-        storev(b + i, y * c + x * s);
+        // One product a statement: which of the two is fused with the sum must be that of `Model::rotate`.
+        V p = x * c, r = y * c;
+        p = p - y * s;
+        r = r + x * s;
+        storev(a + i, p);
+        storev(b + i, r);
       }
     }
   }

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import ConfigError
+from trimtab.models.memory import large_pages
 from trimtab.sizes import format_bytes
 
 
@@ -41,7 +42,10 @@ class Arena:
                 f"give at least {format_bytes(self.slab_bytes)}"
             )
         size = self.n_slabs * self.slab_bytes
-        self.bytes = torch.empty(size, dtype=torch.uint8, device=device, pin_memory=pinned)
+        if device.type == "cpu" and not pinned:
+            self.bytes = large_pages(size)
+        else:
+            self.bytes = torch.empty(size, dtype=torch.uint8, device=device, pin_memory=pinned)
         self._free = list(range(self.n_slabs - 1, -1, -1))
         self.pools: list[PagePool] = []
 

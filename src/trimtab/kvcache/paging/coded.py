@@ -274,14 +274,16 @@ class CodedRows(HeadRows):
         """Code what is due, free its pages, and say how many bytes were read."""
         length, k_done, v_done = self._counts[:, slot]
         keys, values = self._due(slot, length)
-        new = int(keys.sum() + values.sum() - k_done.sum() - v_done.sum())
+        new = int((keys + values - k_done - v_done).sum())
         if not new:
             return 0
+        whole = (keys != k_done).any() or (values // PAGE != v_done // PAGE).any()
         s = self.shape
         k_to, v_to = (torch.from_numpy(x).view(s.num_layers, s.num_kv_heads) for x in (keys, values))
         s.kernels.code(self.call(0, self._call.rows.spans), slot, s.num_layers, k_to, v_to)
         self._counts[1, slot], self._counts[2, slot] = keys, values
-        self._trim(slot)
+        if whole:  # rows of a page that is still read free nothing
+            self._trim(slot)
         return new * s.row_bytes // 2
 
     # --- choosing
