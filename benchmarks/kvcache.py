@@ -195,9 +195,9 @@ class KVCacheBenchmark:
         o = self.options
         model = _models.variant(o.dtype, max(context, _models.TRAINED))
         assert model.tokenizer is not None
-        # The warm-up's tokens, the rounds', the first one, and those that a text is given while the prompts
-        # of the texts behind it are computed.
-        decoded = (o.rounds + 1) * o.tokens + 1 + (batch - 1) * (context // STEP + 2)
+        # The warm-up's tokens, the rounds', the first one, one to spare so that no text ends, and those that
+        # a text is given while the prompts of the texts behind it are computed.
+        decoded = (o.rounds + 1) * o.tokens + 2 + (batch - 1) * (context // STEP + 2)
         rng = random.Random(o.seed)
         text = self.measured.read_text(encoding="utf-8")
         prompts = make_prompts(model.tokenizer, text, rng, batch, context - decoded)
@@ -349,7 +349,9 @@ class KVCacheBenchmark:
         ]
         tables = [self.table(), *self.outlier_table(), *self.left_out()]
         record = {"results": results, "stretch": _models.STRETCH}
-        finish("kvcache", tables, self.claims(), record, self.options, self.options.seed)
+        contexts = self.options.contexts
+        name = "kvcache" if len(contexts) > 1 else f"kvcache-{contexts[0]}"
+        finish(name, tables, self.claims(), record, self.options, self.options.seed)
 
 
 def bytes_of(texts: UnderWay) -> dict[str, Any]:
