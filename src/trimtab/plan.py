@@ -133,7 +133,8 @@ class MethodChoice:
 
 def _split_methods(text: str, registry: Registry) -> list[str]:
     """Parts of `"snapkv:budget=64+kivi"`: a plus before a method's name, outside quotes, begins a new one."""
-    names = "|".join(sorted(map(re.escape, registry.names()), key=len, reverse=True))
+    known = {*registry.names(), *registry._methods}
+    names = "|".join(sorted(map(re.escape, known), key=len, reverse=True))
     pieces, quote, start = [], "", 0
     for i, character in enumerate(text):
         if quote:

@@ -81,7 +81,7 @@ class Registry:
             for m in pkgutil.iter_modules(spec.submodule_search_locations)
             if not m.ispkg and m.name != "base"
         }
-        return sorted(files | set(self._entry_points) | set(self._methods))
+        return sorted(files | set(self._entry_points))
 
     def add(self, *, card: Card, options: type = NoOptions, name: str | None = None) -> Callable[[T], T]:
         """Class decorator for a method's file; the name defaults to the file's."""
