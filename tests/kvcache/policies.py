@@ -67,6 +67,28 @@ LOSSY = {
     "retrieval heads, none kept": "retrieval_heads:keep=0,sinks=20,window=5",
 }
 
+# Further settings of a policy above: the whole matrix over them is slow; other tests take them all.
+VARIANTS = {
+    "streaming, wide",
+    "streaming, window only",
+    "kivi 4 bits",
+    "kivi 8 bits, as it comes",
+    "rtn 2 bits",
+    "rtn 4 bits, small groups",
+    "h2o, mostly heavy",
+    "snapkv, max",
+    "sentencekv, one sentence at a time",
+    "kcache, renormalized",
+    "h2o + kcache",
+    "kvquant 2 bits",
+    "kvquant 4 bits, dense",
+    "kvquant, late and even",
+    "expected attention",
+    "adakv",
+    "rotatekv 3 bits, folded",
+    "retrieval heads, none kept",
+}
+
 # Settings that lose nothing of a text within the context.
 IDENTITY = {
     "full": "full",

@@ -11,6 +11,7 @@ from kvcache.policies import (
     IDENTITY,
     LOSSY,
     PROMPTS,
+    VARIANTS,
     Result,
     make_engine,
     params,
@@ -21,7 +22,9 @@ from kvcache.policies import (
 )
 from trimtab.registry import KV_CACHES
 
-policy = pytest.mark.parametrize("name", LOSSY)
+policy = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in VARIANTS else n for n in LOSSY]
+)
 
 
 def test_the_matrix_is_complete() -> None:

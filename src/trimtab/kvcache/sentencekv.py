@@ -38,6 +38,7 @@ from trimtab.registry import KV_CACHES, Card
 from trimtab.sizes import format_bytes
 
 if TYPE_CHECKING:
+    from trimtab.kernels.coded import CodedTables
     from trimtab.models.config import ModelConfig
     from trimtab.plan import Plan
 
@@ -201,7 +202,7 @@ class SentenceKV(RowPolicy):
     def asks(self, rows: StepRows) -> bool:
         return any(s.queries is not None for s in rows.sequences)  # type: ignore[attr-defined]
 
-    def whole_step(self, rows: StepRows) -> PagedRows | None:
+    def whole_step(self, rows: StepRows) -> PagedRows | CodedTables | None:
         """Steps of prompts alone."""
         if any(s.placed for s in rows.sequences):  # type: ignore[attr-defined]
             return None
