@@ -134,6 +134,8 @@ class Expectation(Scorer):
         paper="Devoto et al., Expected Attention: KV Cache Compression by Estimating Attention from Future "
         "Queries Distribution, 2025",
         arxiv="2510.00636",
+        measured="Shipped model, bf16, 2 cores of an AMD EPYC (AVX2), texts of 2,048 tokens: budget=25%: "
+        "1.9 MiB held (full 6.0), perplexity +38%, needle 0% (40%), 1.47x the speed of full.",
     ),
 )
 class ExpectedAttention(Scored):

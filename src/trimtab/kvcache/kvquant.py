@@ -87,8 +87,8 @@ class KVQuantOptions:
         paper="Hooper et al., KVQuant: Towards 10 Million Context Length LLM Inference with KV Cache "
         "Quantization, 2024",
         arxiv="2401.18079",
-        measured="Shipped model, float32, four passages of 1,000 held-out tokens, perplexity: 31.8 in full, "
-        "31.8 at 4 bits, 32.1 at 3, 33.1 at 2. 3 bits in bf16 hold 3.75 effective bits.",
+        measured="Shipped model, bf16, 2 cores of an AMD EPYC (AVX2), texts of 2,048 tokens: 3 bits: 1.5 "
+        "MiB held (full 6.0), perplexity +1.9%, needle 30% (40%), 0.42x the speed of full.",
     ),
 )
 class KVQuant(PerLayerCache):

@@ -88,6 +88,8 @@ class RetrievalHeadsOptions:
         paper="Wu et al., Retrieval Head Mechanistically Explains Long-Context Factuality, 2024; Xiao et "
         "al., DuoAttention, 2024 (arXiv 2410.10819)",
         arxiv="2404.15574",
+        measured="Shipped model, bf16, 2 cores of an AMD EPYC (AVX2), texts of 2,048 tokens: 1.9 MiB held "
+        "(full 6.0), perplexity -2.1%, needle 40% (40%), 1.37x the speed of full.",
     ),
 )
 class RetrievalHeads(RowPolicy):

@@ -132,6 +132,9 @@ def _power_of_two(n: int) -> int:
         paper="Su et al., RotateKV: Accurate and Robust 2-Bit KV Cache Quantization for LLMs via "
         "Outlier-Aware Adaptive Rotations, 2025",
         arxiv="2501.16383",
+        measured="Shipped model, bf16, 2 cores of an AMD EPYC (AVX2), texts of 2,048 tokens: 2 bits, "
+        "groups of 128: 972 KiB held (full 6.0 MiB), perplexity +21%, needle 30% (40%), 0.45x the"
+        " speed of full.",
     ),
 )
 class RotateKV(PerLayerCache):

@@ -61,6 +61,8 @@ class RtnOptions:
         "`prefill` is a number.",
         needs="group_size divides the head size; a model without a sliding window of its own.",
         avoid_when="Keys have channels of outlying size, as most models' have: kivi holds as many bytes.",
+        measured="Shipped model, bf16, 2 cores of an AMD EPYC (AVX2), texts of 2,048 tokens: 4 bits: 1.9 "
+        "MiB held (full 6.0), perplexity +0.04%, 0.80x the speed of full; 2 bits: 1.2 MiB, +12%.",
     ),
 )
 class RoundToNearest(RowPolicy):
