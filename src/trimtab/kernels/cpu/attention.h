@@ -118,13 +118,18 @@ static inline void weigh_values(const float* const* p, const E* const* pages, in
     for (int c = 0; c < C; c++) storev(out[r] + (c0 + c) * LANES, acc[r][c]);
 }
 
+// More than TILE rows are taken in parts as even as can be.
+constexpr int first_part(int R) {
+  const int parts = (R + TILE - 1) / TILE;
+  return (R + parts - 1) / parts;
+}
 // How many vectors of each of R rows to accumulate at once.
 constexpr int at_once(int R) { return R * 4 <= TILE ? 4 : (R * 3 <= TILE ? 3 : (R * 2 <= TILE ? 2 : 1)); }
 
 template <class E, int R>
 static void scores_of(const float* const* q, const E* const* pages, int n, int d, float* const* s) {
   if constexpr (R > TILE) {
-    constexpr int A = (R + 1) / 2;
+    constexpr int A = first_part(R);
     scores_of<E, A>(q, pages, n, d, s);
     return scores_of<E, R - A>(q + A, pages, n, d, s + A);
   }
@@ -145,7 +150,7 @@ static void scores_of(const float* const* q, const E* const* pages, int n, int d
 template <class E, int R>
 static void values_of(const float* const* p, const E* const* pages, int from, int to, int d, float* const* out) {
   if constexpr (R > TILE) {
-    constexpr int A = (R + 1) / 2;
+    constexpr int A = first_part(R);
     values_of<E, A>(p, pages, from, to, d, out);
     return values_of<E, R - A>(p + A, pages, from, to, d, out + A);
   }
