@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kvcache.dense import Dense, DenseH2O, DenseSnapKV
+from kvcache.dense import Dense, DenseH2O, DenseH2OInRtn, DenseKivi, DenseRtn, DenseSnapKV, DenseSnapKVInKivi
 from trimtab.models.rotary import rotate
 from trimtab.models.transformer import Model
 
@@ -35,6 +35,22 @@ class DenseSnapKVOnKCache(DenseKCache, DenseSnapKV): ...
 
 @dataclass
 class DenseH2OOnKCache(DenseKCache, DenseH2O): ...
+
+
+@dataclass
+class DenseKiviOnKCache(DenseKCache, DenseKivi): ...
+
+
+@dataclass
+class DenseRtnOnKCache(DenseKCache, DenseRtn): ...
+
+
+@dataclass
+class DenseSnapKVInKiviOnKCache(DenseKCache, DenseSnapKVInKivi): ...
+
+
+@dataclass
+class DenseH2OInRtnOnKCache(DenseKCache, DenseH2OInRtn): ...
 
 
 @dataclass

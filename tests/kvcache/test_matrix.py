@@ -68,11 +68,11 @@ def test_preempted_is_undisturbed(name: str) -> None:
         engine = make_engine(LOSSY[name], prefix_caching=False)
         results(engine, [prompt])
         largest = max(largest, engine.stats().kv_bytes_peak)
-    engine = make_engine(LOSSY[name], kv_memory=int(largest * 1.35), max_step_tokens=64)
+    engine = make_engine(LOSSY[name], kv_memory=int(largest * 1.25), max_step_tokens=64)
     assert results(engine) == undisturbed(name)
     stats = engine.stats()
     assert stats.preemptions > 0, "nothing was put to the test"
-    assert stats.kv_bytes_peak <= stats.kv_bytes_capacity <= int(largest * 1.35)
+    assert stats.kv_bytes_peak <= stats.kv_bytes_capacity <= int(largest * 1.25)
 
 
 @policy

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +22,6 @@ from kvcache.policies import (
     results,
     small_model,
     text,
-    undisturbed,
 )
 from kvcache.shapes import make_shape
 from kvcache.test_protocol import LAYERS, D, G, H, Text, prefill, step
@@ -27,11 +29,20 @@ from kvcache.test_signatures import found, haystacks
 from trimtab.engine.setup import build_cache
 from trimtab.errors import ConfigError, PlanError, RequestError
 from trimtab.kernels.reference import TorchKernels
+from trimtab.kernels.reference_coded import places
 from trimtab.kvcache.base import KVCache
+from trimtab.kvcache.paging.far_coded import FarCodedRows
 from trimtab.kvcache.paging.per_head import PerHeadRows
 from trimtab.models.sentences import sentence_ends
 
 HALF_ROW = D * 4  # bytes of the keys or the values of one token, layer and head
+# Packed stores: bytes of a coded row of values, and how many of the latest values are in full.
+STORES = {
+    "kivi:bits=4,group_size=16,residual=32": (8 + 4, 32),
+    "kivi:bits=2,group_size=8,residual=24": (4 + 8, 24),
+    "rtn:bits=3,group_size=16,residual=5": (6 + 4, 5),
+    "rtn:bits=8,group_size=4": (16 + 16, 0),
+}
 
 
 def new_cache(name: str) -> KVCache:
@@ -111,6 +122,58 @@ def test_kcache_moves_the_union_of_a_groups_choices(n: int) -> None:
 def test_kcache_with_every_value_is_the_full_cache_beyond_one_block_of_scores() -> None:
     prompt = [text(560, 7)]
     assert results(make_engine("kcache:n=10000"), prompt) == results(make_engine("full"), prompt)
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_packed_values_all_fetched_are_those_packed_in_place(store: str) -> None:
+    """Bit for bit, also beyond one block of scores."""
+    for prompt in ([text(300, 7)], [text(550, 8)], [text(20, 9), text(37, 3)]):
+        placed = results(make_engine(f"{store}+kcache:n=10000"), prompt)
+        assert placed == results(make_engine(store), prompt)
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("kernels", [native_kernels, TorchKernels])
+def test_packed_values_cross_packed(store: str, kernels: Callable[[], Any]) -> None:
+    """With all values chosen: every row's codes and constants, the latest in full; held in as many bytes."""
+    plan = trimtab.Plan(cache=f"{store}+kcache:n=500", kv_memory="4MiB", max_batch=3, max_step_tokens=128)
+    cache, content = build_cache(small_model(), plan, kernels()), Text(3)
+    row, residual = STORES[store]
+    sequence = cache.open(100)
+    prefill(cache, sequence, content, 0)
+    assert cache.bytes_fetched == 0, "the prompt is answered on the device"
+    for length in range(100, 140):
+        coded, pages = length - residual, -(-length // 16)
+        held = -(-coded // 16) * 16 * row + (pages - coded // 16) * 16 * HALF_ROW
+        assert cache.host_held_by(sequence) == cache.bytes_host == LAYERS * G * held
+        before = cache.bytes_fetched
+        step(cache, [(sequence, content, 1, 0)])
+        crossed = coded * row + (residual + 1) * HALF_ROW
+        assert cache.bytes_fetched - before == LAYERS * G * crossed
+    cache.close(sequence)
+    assert cache.bytes_held == cache.bytes_host == 0
+    cache.check()
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_codes_sent_to_another_device_mean_the_same(store: str) -> None:
+    cache = new_cache(f"{store}+kcache")
+    prefill(cache, cache.open(100), Text(3), 0)
+    [rows] = [r for r in [cache.rows] if isinstance(r, FarCodedRows)]  # type: ignore[attr-defined]
+    there = places(rows.tables(0), 0, 1, torch.arange(60), keys=False)
+    assert torch.equal(there.load(torch.device("cpu", 0)), there.load()), "cpu:0 is not cpu"
+    assert there.load().unique().numel() > 60
+
+
+def test_fewer_bytes_cross_where_values_are_packed() -> None:
+    """Of as many values, near enough, as each chooses by keys of its own."""
+    fetched = {}
+    for cache in ("kcache:n=16", "rtn:bits=2,group_size=16+kcache:n=16"):
+        engine = make_engine(cache)
+        engine.generate([text(300)], params())
+        fetched[cache] = engine.stats().kv_bytes_fetched
+    plain, packed = fetched.values()
+    assert 8 / 64 <= packed / plain <= 1.3 * (8 + (HALF_ROW - 8) / 16) / 64
 
 
 @pytest.mark.parametrize("group", [1, 3, 20])
@@ -233,17 +296,21 @@ def test_sentences_end_where_readers_see_them_end() -> None:
 # --- host memory
 
 
-@pytest.mark.parametrize("name", ["kcache", "sentencekv"])
-def test_tight_host_memory_preempts_and_changes_nothing(name: str) -> None:
-    largest = 0
+@pytest.mark.parametrize(
+    "cache",
+    [LOSSY["kcache"], LOSSY["sentencekv"], "rtn:bits=4,group_size=16,residual=150+kcache:n=4"],
+)
+def test_tight_host_memory_preempts_and_changes_nothing(cache: str) -> None:
+    largest, alone = 0, []
     for prompt in PROMPTS:
-        engine = make_engine(LOSSY[name])
+        engine = make_engine(cache)
         [request] = engine.submit(prompt, params())
         while engine.scheduler.has_work:
             engine.step()
             largest = max(largest, engine.stats().kv_bytes_host, request.metrics.kv_bytes_host)
-    engine = make_engine(f"{LOSSY[name]},host_memory={int(largest * 1.3)}")
-    assert results(engine) == undisturbed(name)
+        alone += results(engine, [prompt])
+    engine = make_engine(f"{cache},host_memory={int(largest * 1.3)}")
+    assert results(engine) == alone
     assert engine.stats().preemptions > 0 and engine.stats().kv_bytes_host == 0
 
 
@@ -269,6 +336,11 @@ def test_too_little_host_memory_is_one_clear_sentence(name: str) -> None:
         ("kcache:full_layers=-1", "'full_layers' of kcache is -1"),
         ("kcache:full_layers=2", "the model has 2 layers"),
         ("streaming+kcache", "streaming cannot be combined with kcache"),
+        (
+            "kivi:group_size=16+kcache:full_layers=1",
+            "kcache:full_layers=1 keeps those layers' values in full",
+        ),
+        ("rtn:group_size=16,prefill=64+kcache", "rtn:prefill=64 packs the prompt as it comes, and kcache"),
         ("kcache:n=3+kcache:n=4", "both decide where rows are kept"),
         ("sentencekv:budget=64", "'budget' of sentencekv is 64, but first . last are already 64 rows"),
         ("sentencekv:budget=128,semantic_factor=0.5", "'semantic_factor' of sentencekv is 0.5"),

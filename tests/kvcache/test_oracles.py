@@ -20,7 +20,16 @@ from kvcache.dense import (
     score,
 )
 from kvcache.dense_kvquant import DenseKVQuant
-from kvcache.dense_offload import DenseH2OOnKCache, DenseKCache, DenseSentenceKV, DenseSnapKVOnKCache
+from kvcache.dense_offload import (
+    DenseH2OInRtnOnKCache,
+    DenseH2OOnKCache,
+    DenseKCache,
+    DenseKiviOnKCache,
+    DenseRtnOnKCache,
+    DenseSentenceKV,
+    DenseSnapKVInKiviOnKCache,
+    DenseSnapKVOnKCache,
+)
 from kvcache.dense_retrieval import DenseRetrievalHeads
 from kvcache.dense_rotatekv import DenseRotateKV
 from kvcache.dense_scored import DenseExpected, DenseVotes
@@ -77,6 +86,12 @@ TWINS: dict[str, Callable[[], Dense]] = {
     "kcache, renormalized": lambda: DenseKCache(n=3, renormalize=True, full_layers=1),
     "snapkv + kcache": lambda: DenseSnapKVOnKCache(n=4, budget=48, window=16),
     "h2o + kcache": lambda: DenseH2OOnKCache(n=4, budget=40, recent=20),
+    "kivi + kcache": lambda: DenseKiviOnKCache(n=4, bits=4, group=16, residual=16),
+    "rtn + kcache": lambda: DenseRtnOnKCache(n=3, renormalize=True, bits=3, group=8, residual=10),
+    "snapkv + kivi + kcache": lambda: DenseSnapKVInKiviOnKCache(
+        n=5, bits=2, group=16, residual=32, budget=80, window=16
+    ),
+    "h2o + rtn + kcache": lambda: DenseH2OInRtnOnKCache(n=4, bits=4, group=16, budget=40, recent=20),
     "retrieval heads": lambda: DenseRetrievalHeads(whole=((0, 1),), sinks=4, window=28),
     "retrieval heads, none kept": lambda: DenseRetrievalHeads(sinks=20, window=5),
     "h2o in chunks": lambda: DenseH2O(percent=45, chunk=24),

@@ -183,10 +183,14 @@ def streaming_bytes(length: int, sinks: int, window: int) -> int:
 
 def coded_bytes(length: int, bits: int, group: int, keys: int, unit: int, values: int) -> float:
     """Codes, two float16 constants a group, and what is in full; pages and units are whole."""
+    return half_coded_bytes(length, bits, group, keys, unit) + half_coded_bytes(length, bits, group, values)
+
+
+def half_coded_bytes(length: int, bits: int, group: int, coded: int, unit: int = 16) -> float:
+    """Of keys or values alone."""
     row = D * bits / 8 + D / group * 4  # on average over a unit of keys, where constants are a channel's
-    coded = -(-keys // unit) * unit * row + pages(values) * 16 * row
-    full = (2 * pages(length) - keys // 16 - values // 16) * 16 * D * 4
-    return LAYERS * G * (coded + full)
+    full = (pages(length) - coded // 16) * 16 * D * 4
+    return LAYERS * G * (-(-coded // unit) * unit * row + full)
 
 
 def kivi_bytes(length: int, bits: int, group: int, residual: int) -> float:
@@ -269,6 +273,10 @@ ANALYTIC: dict[str, Callable[[int], float]] = {
     "kcache, renormalized": lambda n: keys_bytes(n, near_layers=1),
     "snapkv + kcache": lambda n: keys_bytes(48 + n - 100),
     "h2o + kcache": lambda n: keys_bytes(40 + 1) + LAYERS * G * 48 * 8,
+    "kivi + kcache": lambda n: half_coded_bytes(n, 4, 16, n // 16 * 16),
+    "rtn + kcache": lambda n: half_coded_bytes(n, 3, 8, n - 10),
+    "snapkv + kivi + kcache": lambda n: half_coded_bytes(n - 20, 2, 16, (n - 20) // 32 * 32),
+    "h2o + rtn + kcache": lambda n: half_coded_bytes(40, 4, 16, 40) + LAYERS * G * pages(40 + 1) * 16 * 8,
     "h2o in chunks": lambda n: per_head_bytes(45 + 1, notes=8),
     "snapkv in chunks": lambda n: per_head_bytes(40 + (n - 100) % 10) + LAYERS * 8 * H * D * 4,
     "expected attention": lambda n: per_head_bytes(40 + n - 100),

@@ -1,7 +1,7 @@
 """Where rows lie of which the older part is coded: what the C++ and the torch kernels both read.
 
 See cpu/coded.h for the layout of a coded unit. Every (slot, layer, head) has four tables of pages and its
-own counts; page p of a table starts at byte p * (bytes of its page) of the arena.
+own counts; page p of a table starts at byte p * (bytes of its page) of the arena, for values of theirs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Coded(ctypes.Structure):
 
     _fields_ = [
         ("rows", Paged),
-        *[(name, c_void_p) for name in ("v_full", "k_coded", "v_coded", "k_done", "v_done")],
+        *[(name, c_void_p) for name in ("v_full", "k_coded", "v_coded", "k_done", "v_done", "v_arena")],
         *[(name, c_int64) for name in ("k_bytes", "v_bytes")],
         *[(name, c_int32) for name in ("bits", "group", "k_unit", "by_token")],
     ]
@@ -43,6 +43,12 @@ class CodedTables:
     bits: int
     group: int  # numbers that share a scale and a zero
     by_token: bool  # groups of K are channels of one token and not tokens of one channel
+    v_arena: Tensor | None = None  # bytes: where values lie, if not in `arena`; may be in another memory
+
+    @property
+    def values(self) -> Tensor:
+        """The bytes in which values lie."""
+        return self.arena if self.v_arena is None else self.v_arena
 
     @property
     def block_bytes(self) -> int:
@@ -94,6 +100,7 @@ class CodedTables:
             self.v_coded.data_ptr() + table,
             self.k_done.data_ptr() + count,
             self.v_done.data_ptr() + count,
+            self.values.data_ptr(),
             self.k_bytes,
             self.v_bytes,
             self.bits,

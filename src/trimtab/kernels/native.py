@@ -87,6 +87,7 @@ class Library:
             "tt_shared": [c_void_p, c_void_p],
             "tt_merge": [c_int32, c_int32, *[c_void_p] * 4],
             "tt_attend_coded": [c_void_p] * 5,
+            "tt_attend_top_coded": [c_void_p] * 3 + [c_int32] * 2 + [c_void_p] * 3,
             "tt_write_coded": [c_void_p] * 3 + [c_int32],
             "tt_column_sums_coded": [c_void_p] * 4 + [c_int32, c_void_p, c_int64, c_int64],
             "tt_code": [c_void_p, c_void_p, c_int32, c_int32, c_void_p, c_void_p, c_int32],
@@ -223,6 +224,26 @@ class Library:
             self.team, ctypes.byref(c.as_struct()), q.data_ptr(), out.data_ptr(), lse.data_ptr()
         )
         return out, lse
+
+    def attend_top_coded(
+        self, c: CodedTables, q: Tensor, n: int, renormalize: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `attend_top`, over coded and full rows. The rows of values fetched are int32 [N, G, 2]: coded
+        ones, and those in full."""
+        out = torch.zeros_like(q)
+        lse = torch.full(q.shape[:2], -torch.inf)
+        fetched = torch.zeros(q.shape[0], c.rows.num_kv_heads, 2, dtype=torch.int32)
+        self.lib.tt_attend_top_coded(
+            self.team,
+            ctypes.byref(c.as_struct()),
+            q.data_ptr(),
+            n,
+            renormalize,
+            out.data_ptr(),
+            lse.data_ptr(),
+            fetched.data_ptr(),
+        )
+        return out, lse, fetched
 
     def column_sums_coded(
         self, c: CodedTables, q: Tensor, lse: Tensor, sums: Tensor, first_row: int = 0

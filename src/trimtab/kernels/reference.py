@@ -22,6 +22,7 @@ class TorchKernels:
 
     write_coded = staticmethod(reference_coded.write_coded)
     attend_coded = staticmethod(reference_coded.attend_coded)
+    attend_top_coded = staticmethod(reference_coded.attend_top_coded)
     column_sums_coded = staticmethod(reference_coded.column_sums_coded)
     code = staticmethod(reference_coded.code)
 

@@ -23,7 +23,7 @@ def write_coded(c: CodedTables, k: Tensor, v: Tensor) -> None:
             at = torch.arange(end - begin) + c.rows.held(slot, head)
             for full, new in zip(full_rows(c), (k, v), strict=True):
                 page, inside = full.locate(slot, head, at)
-                full.rows[page, inside] = new[begin:end, head].to(full.rows.dtype)
+                full.rows[page, inside] = new[begin:end, head].to(full.rows)
 
 
 def code(c: CodedTables, slot: int, layers: int, k_to: Tensor, v_to: Tensor) -> None:
@@ -47,22 +47,47 @@ def attend_coded(c: CodedTables, q: Tensor) -> tuple[Tensor, Tensor]:
     """(out [N, H, d], logsumexp [N, H]) of rotated q [N, H, d] over coded and full rows."""
     out = torch.zeros_like(q)
     lse = torch.full(q.shape[:2], -torch.inf, device=q.device)
-    for _, _, new, heads, scores, value in _scored(c, q):
+    for _, slot, head, new, heads, scores in _scored(c, q):
         z = scores.logsumexp(-1)
+        value = unpacked_rows(c, slot, head, torch.arange(scores.shape[-1]), keys=False)
         out[new, heads] = torch.einsum("ngt,td->ngd", torch.exp(scores - z[..., None]), value).to(q.dtype)
         lse[new, heads] = z
     return out, lse
 
 
+def attend_top_coded(c: CodedTables, q: Tensor, n: int, renormalize: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """As `attend_coded` with the values of each query head's `n` largest probabilities alone, and how many
+    rows of them were fetched: int32 [N, G, 2], coded ones and those in full."""
+    out = torch.zeros_like(q)
+    lse = torch.full(q.shape[:2], -torch.inf, device=q.device)
+    fetched = torch.zeros(q.shape[0], c.rows.num_kv_heads, 2, dtype=torch.int32)
+    for _, slot, head, new, heads, scores in _scored(c, q):
+        z = scores.logsumexp(-1)
+        order = scores.argsort(dim=-1, descending=True, stable=True)[..., :n]
+        chosen = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, True) & (scores > -torch.inf)
+        p = torch.exp(scores - z[..., None]).masked_fill(~chosen, 0)
+        if renormalize:
+            p = p / p.sum(-1, keepdim=True)
+        wanted = chosen.any(1).cpu()  # by any head of the group: [n, T]
+        index = wanted.any(0).nonzero()[:, 0]
+        value = unpacked_rows(c, slot, head, index, keys=False)
+        out[new, heads] = torch.einsum("ngt,td->ngd", p[..., index.to(p.device)], value).to(q.dtype)
+        lse[new, heads] = z
+        coded = done(c, slot, head, keys=False)
+        fetched[new, head, 0] = wanted[:, :coded].sum(-1).int()
+        fetched[new, head, 1] = wanted[:, coded:].sum(-1).int()
+    return out, lse, fetched
+
+
 def column_sums_coded(c: CodedTables, q: Tensor, lse: Tensor, sums: Tensor, first_row: int = 0) -> None:
     """Add the attention each held key receives to `sums` float32 [spans, G, keys]."""
-    for span, head, new, heads, scores, _ in _scored(c, q):
+    for span, _, head, new, heads, scores in _scored(c, q):
         p = torch.exp(scores - lse[new, heads][..., None])
         sums[span, head, : p.shape[-1]] += p[first_row:].sum((0, 1))
 
 
-def _scored(c: CodedTables, q: Tensor) -> Iterator[tuple[int, int, slice, slice, Tensor, Tensor]]:
-    """For each span and head: span, head, its rows, its query heads, scores [n, group, T], values [T, d]."""
+def _scored(c: CodedTables, q: Tensor) -> Iterator[tuple[int, int, int, slice, slice, Tensor]]:
+    """For each span and head: span, slot, head, its rows, its query heads, scores [n, group, T]."""
     r = c.rows
     group, skip = r.num_heads // r.num_kv_heads, 0
     for span, (slot, begin, end) in enumerate(r.spans.tolist()):
@@ -72,23 +97,28 @@ def _scored(c: CodedTables, q: Tensor) -> Iterator[tuple[int, int, slice, slice,
             seen = torch.arange(base + n)[None] < base + torch.arange(n)[:, None] + 1
             if r.mask is not None:
                 seen[:, base:] &= r.mask[skip : skip + n * n].view(n, n).bool()
-            key, value = unpacked(c, slot, head, base + n)
+            key = unpacked_rows(c, slot, head, torch.arange(base + n), keys=True)
             heads = slice(head * group, (head + 1) * group)
             scores = torch.einsum("ngd,td->ngt", q[begin:end, heads].float() * r.scale, key)
             scores = scores.masked_fill(~seen.to(q.device)[:, None], -torch.inf)
-            yield span, head, slice(begin, end), heads, scores, value
+            yield span, slot, head, slice(begin, end), heads, scores
         skip += n * n
 
 
 def unpacked(c: CodedTables, slot: int, head: int, total: int) -> tuple[Tensor, Tensor]:
     """k and v float32 [total, d] of one layer's one head as attention sees them."""
-    found = []
-    for keys, full in zip((True, False), full_rows(c), strict=True):
-        coded = min(total, done(c, slot, head, keys))
-        old = places(c, slot, head, torch.arange(coded), keys).load()
-        rest = full.rows[full.locate(slot, head, torch.arange(coded, total))].float()
-        found.append(torch.cat([old, rest]))
-    return found[0], found[1]
+    k, v = (unpacked_rows(c, slot, head, torch.arange(total), keys) for keys in (True, False))
+    return k, v
+
+
+def unpacked_rows(c: CodedTables, slot: int, head: int, at: Tensor, keys: bool) -> Tensor:
+    """Keys or values float32 [n, d] of rows `at` (ascending) of one layer's one head as attention sees them,
+    where keys lie. From another memory codes come as bytes, and with their constants."""
+    coded = int((at < done(c, slot, head, keys)).sum())
+    full, device = full_rows(c)[0 if keys else 1], c.arena.device
+    old = places(c, slot, head, at[:coded], keys).load(device)
+    rest = full.rows[full.locate(slot, head, at[coded:])].to(device).float()
+    return torch.cat([old, rest])
 
 
 def done(c: CodedTables, slot: int, head: int, keys: bool) -> int:
@@ -114,8 +144,8 @@ class Full:
 def full_rows(c: CodedTables) -> tuple[Full, Full]:
     """Of K and of V."""
     d = c.rows.head_dim
-    pages = c.rows.arena.view(-1, PAGE * d)
-    keys, values = pages.unflatten(-1, (d, PAGE)).transpose(1, 2), pages.unflatten(-1, (PAGE, d))
+    keys = c.rows.arena.view(-1, d, PAGE).transpose(1, 2)
+    values = c.values.view(c.rows.arena.dtype).view(-1, PAGE, d)
     return Full(c, keys, c.rows.table), Full(c, values, c.v_full)
 
 
@@ -129,6 +159,7 @@ class Places:
     """Where codes and constants of rows lie: int64 [..., d] each, in elements of the named size."""
 
     c: CodedTables
+    memory: Tensor  # bytes
     word: Tensor  # 4 bytes: the code, or the low two of three bits
     shift: Tensor
     high: Tensor  # 2 bytes: the high one of three bits
@@ -139,30 +170,34 @@ class Places:
     def codes(self) -> Tensor:
         c = self.c
         plane = 2 if c.bits == 3 else c.bits
-        codes = (c.arena.view(torch.int32)[self.word].long() >> self.shift) & ((1 << plane) - 1)
+        codes = (self.memory.view(torch.int32)[self.word].long() >> self.shift) & ((1 << plane) - 1)
         if c.bits == 3:
-            codes |= ((c.arena.view(torch.int16)[self.high].long() >> self.high_shift) & 1) << 2
+            codes |= ((self.memory.view(torch.int16)[self.high].long() >> self.high_shift) & 1) << 2
         return codes
 
-    def load(self) -> Tensor:
-        """The rows float32 [..., d] that the codes mean."""
-        constants = self.c.arena.view(torch.float16)
-        return self.codes() * constants[self.scale].float() + constants[self.zero].float()
+    def load(self, device: torch.device | None = None) -> Tensor:
+        """The rows float32 [..., d] that the codes mean, on `device`."""
+        constants, codes = self.memory.view(torch.float16), self.codes()
+        if device in (None, self.memory.device):
+            return codes * constants[self.scale].float() + constants[self.zero].float()
+        scale, zero = (constants[x[..., :: self.c.group]].to(device).float() for x in (self.scale, self.zero))
+        codes = codes.to(torch.uint8).to(device).unflatten(-1, (-1, self.c.group))
+        return (codes * scale[..., None] + zero[..., None]).flatten(-2)
 
     def store(self, codes: Tensor, scale: Tensor, zero: Tensor) -> None:
         """All [..., d]. Codes share words, so what changes in each is added to it."""
         c, change = self.c, codes - self.codes()
         if c.bits == 3:
             high = (codes >> 2) - ((codes - change) >> 2)
-            _add(c.arena.view(torch.int16), self.high, high << self.high_shift, 16)
+            _add(self.memory.view(torch.int16), self.high, high << self.high_shift, 16)
             change = (codes & 3) - ((codes - change) & 3)
-        _add(c.arena.view(torch.int32), self.word, change << self.shift, 32)
-        constants = c.arena.view(torch.float16)
+        _add(self.memory.view(torch.int32), self.word, change << self.shift, 32)
+        constants = self.memory.view(torch.float16)
         constants[self.scale], constants[self.zero] = scale, zero
 
     def move(self, to: Places) -> None:
         """Copy codes and constants elsewhere."""
-        constants = self.c.arena.view(torch.float16)
+        constants = self.memory.view(torch.float16)
         to.store(self.codes(), constants[self.scale], constants[self.zero])
 
 
@@ -175,7 +210,8 @@ def places(c: CodedTables, slot: int, head: int, at: Tensor, keys: bool) -> Plac
 
 def places_in(c: CodedTables, page: Tensor, at: Tensor, keys: bool) -> Places:
     """Of rows `at` of coded units `page` (int64 [...] both)."""
-    device, d = c.arena.device, c.rows.head_dim
+    memory, d = c.arena if keys else c.values, c.rows.head_dim
+    device = memory.device
     page, at = page.to(device)[..., None], at.to(device)[..., None]
     channel = torch.arange(d, device=device)
     block, scale = channel // PAGE, channel // c.group * PAGE + at
@@ -190,6 +226,7 @@ def places_in(c: CodedTables, page: Tensor, at: Tensor, keys: bool) -> Places:
     constants = page * unit + unit - 4 * scales
     return Places(
         c,
+        memory,
         word=first // 4 + position // per_word * PAGE + lane,
         shift=position % per_word * plane,
         high=(first + 64) // 2 + lane,

@@ -5,7 +5,8 @@ He & Wu, Efficient LLM Inference with KCache, 2024, arXiv 2404.18057.
 The prompt is attended exactly. When it is complete its values move to the host. From then on every query
 head takes the softmax over *all* keys, and only the values of its `n` largest probabilities take part in the
 sum: o = sum of p_i v_i over them. A group's heads fetch the union of their rows, so that a row crosses the
-bus once. New keys go to the device, new values to the host.
+bus once. New keys go to the device, new values to the host. Under `kivi` or `rtn` values are packed in host
+memory, and cross as they lie there.
 
 As published; top-n after the softmax, no renormalization and no exempt layers by default are reconstructed,
 and the union over a group is ours. `n` that reaches all tokens equals full attention. What was left out is
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING
 
 from trimtab.errors import ConfigError
 from trimtab.kernels.paged import PAGE
+from trimtab.kvcache.paging.coded import CodedRows
+from trimtab.kvcache.paging.far_coded import FarCodedRows
 from trimtab.kvcache.paging.far_values import FarValues
 from trimtab.kvcache.paging.heads import HeadRows
 from trimtab.kvcache.paging.host import HOST_MEMORY_HELP, check_host_memory, host_arena
@@ -59,7 +62,8 @@ class KCacheOptions:
         exactness="As published; top-n after the softmax is reconstructed, one fetch for a group's heads "
         "ours. Lossy, but no more than the dropped probability; n = all tokens is lossless.",
         cost="Half the bytes on the device, the other half in host memory; each step moves up to n rows of "
-        "values a query head over the bus. The prompt is on the device in full until its end.",
+        "values a query head over the bus, packed under kivi or rtn. The prompt is on the device in full "
+        "until its end.",
         needs="A model without a sliding window of its own; host memory for all values.",
         avoid_when="There is no second memory, or a step's time counts more than the batch that fits: the "
         "fetch pays off where n / length is below bus bandwidth / device bandwidth.",
@@ -84,15 +88,28 @@ class KCache(RowPolicy):
                 "values would be in host memory; give fewer"
             )
         for choice in plan.cache.all:
-            if KV_CACHES.get(choice.name).cls.stage == "store":
+            if KV_CACHES.get(choice.name).cls.stage != "store" or choice.options.bits == 16:
+                continue
+            if options.full_layers:
                 found.append(
-                    f"{choice.name} packs the values, and only values in full can be fetched row by row"
+                    f"kcache:full_layers={options.full_layers} keeps those layers' values in full, and "
+                    f"{choice.name} packs all layers; use full_layers=0"
+                )
+            if choice.options.prefill != "whole":
+                found.append(
+                    f"{choice.name}:prefill={choice.options.prefill} packs the prompt as it comes, and "
+                    "kcache answers it from values in full; use prefill=whole"
                 )
         return found
 
     @classmethod
     def place_rows(cls, rows: HeadRows, options: KCacheOptions) -> HeadRows:
-        assert isinstance(rows, PerHeadRows)
         row_bytes = rows.shape.row_bytes // 2
-        host = host_arena(rows.shape, PAGE * row_bytes, row_bytes, options.host_memory, "kcache")
+        sizes = [PAGE * row_bytes]
+        if isinstance(rows, CodedRows):
+            sizes.append(rows.coded_value_bytes)
+        host = host_arena(rows.shape, sizes, sum(sizes) // PAGE, options.host_memory, "kcache")
+        if isinstance(rows, CodedRows):
+            return FarCodedRows(rows, host, options.n, options.renormalize)
+        assert isinstance(rows, PerHeadRows)
         return FarValues(rows, host, options.n, options.renormalize, options.full_layers)

@@ -137,7 +137,7 @@ class SentenceKV(RowPolicy):
         self.rows = self.device
         page = PAGE * shape.row_bytes
         row = shape.row_bytes + _NOTES
-        arena = host_arena(shape, page, row, options.host_memory, "sentencekv")
+        arena = host_arena(shape, [page], row, options.host_memory, "sentencekv")
         self.host = PerHeadRows(shape, arena.total, _NOTES, arena)
         self.ends = shape.sentence_ends()
         units = shape.num_layers * shape.num_kv_heads * shape.head_dim

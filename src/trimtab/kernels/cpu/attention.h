@@ -197,8 +197,22 @@ template <class E> struct PagedSource {
     for (int i = 0; i * PAGE < count; i++) pages[i] = value_ptr<E>(c, seq, g, sb / PAGE + i);
     ROW_CASES(values_of, R, p, pages, 0, count, c.d, out)
   }
-  // Copies the values of row j out of their memory.
-  void fetch(int j, E* to) const { memcpy(to, value_ptr<E>(c, seq, g, j / PAGE) + j % PAGE * c.d, c.d * sizeof(E)); }
+  struct Stage {
+    int d;
+    std::vector<E, LineAllocator<E>> rows;
+  };
+  // Copies the values of rows[0, n), ascending ones of one superblock, out of their memory.
+  void stage(const int* rows, int n, Stage& to) const {
+    to.d = c.d;
+    to.rows.resize((size_t)SUPER * c.d);
+    for (int u = 0; u < n; u++)
+      memcpy(to.rows.data() + (i64)u * c.d, value_ptr<E>(c, seq, g, rows[u] / PAGE) + rows[u] % PAGE * c.d, c.d * sizeof(E));
+  }
+  static void staged_values(const Stage& from, const float* const* p, int R, int n, float* const* out) {
+    const E* pages[SUPER / PAGE];
+    for (int i = 0; i * PAGE < n; i++) pages[i] = from.rows.data() + (i64)i * PAGE * from.d;
+    ROW_CASES(values_of, R, p, pages, 0, n, from.d, out)
+  }
 };
 
 template <class E> static inline PagedSource<E> source_of(const Paged& c, int seq, int g) { return {c, seq, g}; }

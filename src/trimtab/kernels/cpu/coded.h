@@ -1,6 +1,7 @@
 // Attention over keys and values of which the older part is coded in a few bits (KIVI, round-to-nearest).
 //
-// Each (sequence, layer, head) has its own length and four tables of pages out of one arena:
+// Each (sequence, layer, head) has its own length and four tables of pages, out of one arena or, where V lies
+// in another memory than K, of two:
 //   K and V in full    16 rows of one head in the model's type: K [d, 16], V [16, d]
 //   K coded            `k_unit` tokens of one head; V coded: 16 tokens of one head
 // A coded unit is blocks of 16 x 16 codes (codes.h), then its constants in f16: all scales, then all zeros;
@@ -18,6 +19,7 @@
 struct Coded : Paged {  // mirrored in kernels/coded.py; `table` names the pages of K in full
   const int32_t *v_full, *k_coded, *v_coded;  // tables like `table`
   const int32_t *k_done, *v_done;             // counts like `start`
+  void* v_arena;                              // the pages of V; those of K are in `arena`
   i64 k_bytes, v_bytes;                       // of a coded unit
   int32_t bits, group, k_unit, by_token;
 };
@@ -36,9 +38,9 @@ template <class E> struct CodedHead {
       : c(rows), table(seq * rows.table_seq + g * rows.table_head), count(seq * rows.start_seq + g * rows.start_head) {}
 
   E* k_page(int j) const { return (E*)c.arena + (i64)c.table[table + j] * PAGE * c.d; }
-  E* v_page(int j) const { return (E*)c.arena + (i64)c.v_full[table + j] * PAGE * c.d; }
+  E* v_page(int j) const { return (E*)c.v_arena + (i64)c.v_full[table + j] * PAGE * c.d; }
   char* k_unit(int u) const { return (char*)c.arena + c.k_coded[table + u] * c.k_bytes; }
-  char* v_unit(int u) const { return (char*)c.arena + c.v_coded[table + u] * c.v_bytes; }
+  char* v_unit(int u) const { return (char*)c.v_arena + c.v_coded[table + u] * c.v_bytes; }
   i64 block() const { return 32 * c.bits; }
   // Blocks of page j of K; constants and zeros of a unit.
   char* k_blocks(int j) const { return k_unit(j * PAGE / c.k_unit) + j * PAGE % c.k_unit / PAGE * (c.d / LANES) * block(); }
@@ -282,8 +284,46 @@ template <class E> struct CodedSource {
     for (int i = done; i * PAGE < count; i++) pages[i] = h.v_page(sb / PAGE + i);
     ROW_CASES(values_of, R, w, pages, done * PAGE, count, c.d, out)
   }
+  // Rows of values fetched: still coded, in pages like those they come from.
+  struct Stage {
+    Coded rows;
+    std::vector<char, LineAllocator<char>> memory;
+    int32_t pages[SUPER / PAGE], units[SUPER / PAGE], coded;
+  };
+  // Copies the values of rows[0, n), ascending ones of one superblock, out of their memory.
+  void stage(const int* rows, int n, Stage& to) const {
+    const i64 first = (SUPER * c.d * (i64)sizeof(E) + c.v_bytes - 1) / c.v_bytes;  // units lie behind full pages
+    to.memory.resize((first + SUPER / PAGE) * c.v_bytes);
+    for (int i = 0; i < SUPER / PAGE; i++) {
+      to.pages[i] = i;
+      to.units[i] = (int32_t)first + i;
+    }
+    for (to.coded = 0; to.coded < n && rows[to.coded] < v_done;) to.coded++;
+    to.rows = c;
+    to.rows.v_arena = to.memory.data();
+    to.rows.v_full = to.pages;
+    to.rows.v_coded = to.units;
+    to.rows.v_done = &to.coded;
+    const CodedHead<E> there(to.rows, 0, 0);
+    for (int u = 0; u < to.coded; u++) BIT_CASES(copy_codes, rows[u], there, u)
+    for (int u = to.coded; u < n; u++)
+      memcpy(there.v_page(u / PAGE) + u % PAGE * c.d, h.v_page(rows[u] / PAGE) + rows[u] % PAGE * c.d, c.d * sizeof(E));
+  }
+  static void staged_values(const Stage& from, const float* const* w, int R, int n, float* const* out) {
+    CodedSource(from.rows, 0, 0).values(w, R, 0, n, out);
+  }
 
  private:
+  template <int BITS> void copy_codes(int j, const CodedHead<E>& there, int u) const {
+    const char* from = h.v_unit(j / PAGE);
+    char* to = there.v_unit(u / PAGE);
+    for (int b = 0; b < c.d / LANES; b++, from += h.block(), to += h.block())
+      Codes<BITS>::put_lanes(to, u % PAGE, Codes<BITS>::get(from, j % PAGE), VI{} - 1);
+    const f16* scales = h.v_scales(j / PAGE) + j % PAGE;
+    f16* copy = there.v_scales(u / PAGE) + u % PAGE;
+    for (int i = 0; i < 2 * h.v_groups(); i += PAGE) copy[i] = scales[i];  // scales, then zeros
+  }
+
   // --- pages assembled as floats
 
   template <int BITS> NOINLINE void k_tile(int j, float* tile) const {  // [d, 16]

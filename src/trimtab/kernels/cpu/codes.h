@@ -25,6 +25,12 @@ template <int BITS> struct Codes {
       use(i, c);
     }
   }
+  // The codes of position i.
+  static inline VU get(const char* block, int i) {
+    VU c = (load_wide<VU>(block + i / PER_WORD * 64) >> (i % PER_WORD * PLANE)) & ((1u << PLANE) - 1);
+    if constexpr (BITS == 3) c |= ((load_u16(block + 64) >> i) & 1u) << 2;
+    return c;
+  }
   static inline void put(char* block, int lane, int i, uint32_t code) {
     ((uint32_t*)block)[i / PER_WORD * LANES + lane] |= (code & ((1u << PLANE) - 1)) << (i % PER_WORD * PLANE);
     if constexpr (BITS == 3) ((uint16_t*)(block + 64))[lane] |= (uint16_t)((code >> 2) << i);

@@ -7,11 +7,11 @@
 #include "attention.h"
 
 // Scratch of one thread: a row's scores by head, who chose which key, and the rows fetched.
-template <class E> struct Top {
+template <class Source> struct Top {
   Floats q, out, scores, weights, order;
   std::vector<uint8_t> chosen;
   std::vector<int> fetched;
-  std::vector<E, LineAllocator<E>> staged;
+  typename Source::Stage staged;
 };
 
 // Marks the `n` largest of x[0, count), the earlier of equals; -inf is never one of them.
@@ -32,24 +32,26 @@ static inline void mark_largest(const float* x, int count, int n, Floats& order,
   }
 }
 
-// Row `i` of a span and KV head g: the softmax over all keys, the values of each head's `n` largest. Returns
-// how many rows of values were fetched. The sums are taken as `attend_item` takes them, so `n` that reaches
-// all keys gives its bits. `renormalize`: the chosen probabilities are made to sum to one.
-template <class E, class Source, class Put>
-static int attend_top(const Paged& c, const Source& source, Top<E>& w, const float* q, const i64* mask_at, int span, int g,
-                      int i, int n, bool renormalize, const Put& put) {
+// Row `i` of a span and KV head g: the softmax over all keys, the values of each head's `n` largest, which stay
+// listed in w.fetched. The sums are taken as `attend_item` takes them, so `n` that reaches all keys gives its
+// bits. `renormalize`: the chosen probabilities are made to sum to one.
+template <class Source, class Put>
+static void attend_top(const Paged& c, const Source& source, Top<Source>& w, const float* q, const i64* mask_at, int span,
+                       int g, int i, int n, bool renormalize, const Put& put) {
   const int32_t* s = c.spans + span * 3;
   const int group = c.H / c.G, d = c.d, n_new = s[2] - s[1], base = held(c, s[0], g), row = s[1] + i;
   const Seen seen = visible(c, g, base, i, row, n_new);
   const int count = seen.hi, width = (count + PAGE - 1) / PAGE * PAGE;
   w.q.resize((size_t)MAX_ROWS * d);
-  w.out.resize((size_t)MAX_ROWS * d);
+  w.out.assign((size_t)(group + MAX_ROWS) * d, 0);  // tiles of fewer rows than their template's write behind the last
   w.weights.resize((size_t)MAX_ROWS * SUPER);
   w.order.resize(count);
   w.scores.resize((size_t)(group + MAX_ROWS) * width);
   w.chosen.assign((size_t)group * width, 0);
   const float *qp[MAX_ROWS], *pp[MAX_ROWS];
   float *sp[MAX_ROWS], *op[MAX_ROWS];
+  std::vector<Row> rows(group);
+  std::vector<float> kept(group);
 
   auto tiles = [&](const auto& work) {  // work(first head of the group, heads, rows of the template)
     for (int h0 = 0; h0 < group; h0 += MAX_ROWS) {
@@ -85,49 +87,45 @@ static int attend_top(const Paged& c, const Source& source, Top<E>& w, const flo
         w.fetched.push_back(j);
         break;
       }
-  w.staged.resize(w.fetched.size() * d);
-  for (size_t u = 0; u < w.fetched.size(); u++) source.fetch(w.fetched[u], w.staged.data() + u * d);
 
-  tiles([&](int h0, int R, int RT) {
-    Row rows[MAX_ROWS];
-    float kept[MAX_ROWS] = {};
-    for (int r = 0; r < RT; r++) {
-      op[r] = rows[r].out = w.out.data() + (i64)r * d;
-      memset(op[r], 0, d * sizeof(float));
-      pp[r] = w.weights.data() + (i64)r * SUPER;
-    }
-    size_t u = 0;
-    for (int sb = 0; sb < count; sb += SUPER) {
-      const int size = width - sb < SUPER ? width - sb : SUPER;
-      size_t end = u;
-      while (end < w.fetched.size() && w.fetched[end] < sb + size) end++;
+  size_t u = 0;
+  for (int sb = 0; sb < count; sb += SUPER) {
+    const int size = width - sb < SUPER ? width - sb : SUPER;
+    size_t end = u;
+    while (end < w.fetched.size() && w.fetched[end] < sb + size) end++;
+    const int* fetched = w.fetched.data() + u;
+    const int some = (int)(end - u);
+    source.stage(fetched, some, w.staged);
+    tiles([&](int h0, int R, int RT) {
       for (int r = 0; r < RT; r++) {
-        const i64 head = h0 + (r < R ? r : R - 1);
-        float* x = w.scores.data() + head * width + sb;
+        const i64 head = h0 + r;
+        op[r] = w.out.data() + head * d;
+        float* weights = w.weights.data() + (i64)r * SUPER;
+        pp[r] = weights;
         if (r >= R) {  // unused rows of the template repeat nothing; their results are not read
-          memset(w.weights.data() + (i64)r * SUPER, 0, SUPER * sizeof(float));
+          memset(weights, 0, SUPER * sizeof(float));
           continue;
         }
-        const float before = rows[r].m;
-        take_scores(rows[r], x, size, d);
-        if (before != -INFINITY && rows[r].m != before) kept[r] *= expf(before - rows[r].m);
-        for (size_t j = u; j < end; j++) {
-          const int key = w.fetched[j] - sb;
-          const float p = w.chosen[head * width + sb + key] ? x[key] : 0;
-          w.weights[(i64)r * SUPER + (j - u)] = p;
-          kept[r] += p;
+        Row& state = rows[head];
+        state.out = op[r];
+        float* x = w.scores.data() + head * width + sb;
+        const float before = state.m;
+        take_scores(state, x, size, d);
+        if (before != -INFINITY && state.m != before) kept[head] *= expf(before - state.m);
+        for (int j = 0; j < some; j++) {
+          const int key = fetched[j] - sb;
+          weights[j] = w.chosen[head * width + sb + key] ? x[key] : 0;
+          kept[head] += weights[j];
         }
       }
-      const E* pages[SUPER / PAGE];
-      for (size_t j = u; j < end; j += PAGE) pages[(j - u) / PAGE] = w.staged.data() + j * d;
-      ROW_CASES(values_of, RT, pp, pages, 0, (int)(end - u), d, op)
-      u = end;
-    }
-    for (int r = 0; r < R; r++) {
-      const float total = renormalize ? kept[r] : rows[r].l, inv = total > 0 ? 1.0f / total : 0.0f;
-      for (int k = 0; k < d; k++) op[r][k] *= inv;
-      put(row, g * group + h0 + r, op[r], rows[r].l > 0 ? rows[r].m + logf(rows[r].l) : -INFINITY);
-    }
-  });
-  return (int)w.fetched.size();
+      Source::staged_values(w.staged, pp, RT, some, op);
+    });
+    u = end;
+  }
+  for (int h = 0; h < group; h++) {
+    const float total = renormalize ? kept[h] : rows[h].l, inv = total > 0 ? 1.0f / total : 0.0f;
+    float* out = w.out.data() + (i64)h * d;
+    for (int k = 0; k < d; k++) out[k] *= inv;
+    put(row, g * group + h, out, rows[h].l > 0 ? rows[h].m + logf(rows[h].l) : -INFINITY);
+  }
 }

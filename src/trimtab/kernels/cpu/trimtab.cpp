@@ -149,31 +149,47 @@ static void add_column_sums(Team& tm, const Held& c, const float* q, const float
     }
   });
 }
-// out [N, H, d] and lse [N, H] with the values of each head's `n` largest probabilities alone; fetched [N, G]: how many
-// rows of values that took.
-API void tt_attend_top(void* team, const Paged* c, const float* q, int n, int renormalize, float* out, float* lse,
-                       int32_t* fetched) {
-  Team& tm = *(Team*)team;
-  auto at = mask_offsets(*c);
-  std::vector<Top<E>> scratch(tm.size);
+// `took(row, g, source, rows)` receives the rows whose values were fetched.
+template <class Held, class Took>
+static void attend_top_held(Team& tm, const Held& c, const float* q, int n, bool renormalize, float* out, float* lse,
+                            const Took& took) {
+  auto at = mask_offsets(c);
+  std::vector<Top<decltype(source_of<E>(c, 0, 0))>> scratch(tm.size);
   tm.next = 0;
   tm.run([&](int t) {
     i64 want = tm.take(), first = 0;
-    for (int span = 0; span < c->n_spans; span++) {
-      const i64 items = (i64)(c->spans[span * 3 + 2] - c->spans[span * 3 + 1]) * c->G;
+    for (int span = 0; span < c.n_spans; span++) {
+      const i64 items = (i64)(c.spans[span * 3 + 2] - c.spans[span * 3 + 1]) * c.G;
       for (; want < first + items; want = tm.take()) {
-        const int i = (int)((want - first) / c->G), g = (int)((want - first) % c->G), seq = c->spans[span * 3];
-        fetched[(i64)(c->spans[span * 3 + 1] + i) * c->G + g] =
-            attend_top(*c, PagedSource<E>{*c, seq, g}, scratch[t], q, at.data(), span, g, i, n, renormalize != 0,
-                       [&](int row, int h, const float* o, float z) {
-                         i64 to = (i64)row * c->H + h;
-                         memcpy(out + to * c->d, o, c->d * sizeof(float));
-                         lse[to] = z;
-                       });
+        const int i = (int)((want - first) / c.G), g = (int)((want - first) % c.G);
+        const auto source = source_of<E>(c, c.spans[span * 3], g);
+        attend_top(c, source, scratch[t], q, at.data(), span, g, i, n, renormalize, [&](int row, int h, const float* o, float z) {
+          i64 to = (i64)row * c.H + h;
+          memcpy(out + to * c.d, o, c.d * sizeof(float));
+          lse[to] = z;
+        });
+        took(c.spans[span * 3 + 1] + i, g, source, scratch[t].fetched);
       }
       first += items;
     }
   });
+}
+// out [N, H, d] and lse [N, H] with the values of each head's `n` largest probabilities alone; fetched [N, G]: how many
+// rows of values that took.
+API void tt_attend_top(void* team, const Paged* c, const float* q, int n, int renormalize, float* out, float* lse,
+                       int32_t* fetched) {
+  attend_top_held(*(Team*)team, *c, q, n, renormalize != 0, out, lse,
+                  [&](int row, int g, const auto&, const std::vector<int>& rows) { fetched[(i64)row * c->G + g] = (int)rows.size(); });
+}
+// fetched [N, G, 2]: how many coded rows, and how many in full.
+API void tt_attend_top_coded(void* team, const Coded* c, const float* q, int n, int renormalize, float* out, float* lse,
+                             int32_t* fetched) {
+  attend_top_held(*(Team*)team, *c, q, n, renormalize != 0, out, lse,
+                  [&](int row, int g, const auto& source, const std::vector<int>& rows) {
+                    int32_t* to = fetched + ((i64)row * c->G + g) * 2;
+                    to[0] = (int)(std::lower_bound(rows.begin(), rows.end(), source.v_done) - rows.begin());
+                    to[1] = (int)rows.size() - to[0];
+                  });
 }
 // Adds each held key's probability mass to sums[span * sums_span + g * sums_head + j].
 API void tt_column_sums(void* team, const Paged* c, const float* q, const float* lse, int row0, float* sums, i64 sums_span,

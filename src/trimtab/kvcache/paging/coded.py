@@ -112,7 +112,7 @@ class CodedRows(HeadRows):
         self._whole = replace(call, rows=replace(rows))
         self.length = counts[0]
         # The same memory for numpy, whose calls on a dozen numbers cost a fraction of torch's.
-        self._tables = tables.view(4, shape.max_sequences, layers * heads, blocks).numpy()
+        self._tables = [*tables.view(4, shape.max_sequences, layers * heads, blocks).numpy()]
         self._counts = counts.view(3, shape.max_sequences, layers * heads).numpy()
         self._first = np.zeros((4, shape.max_sequences, layers * heads), dtype=np.int32)
         self._end = np.zeros_like(self._first)
@@ -120,6 +120,7 @@ class CodedRows(HeadRows):
         self._tokens = [0] * shape.max_sequences  # committed, whether their rows are still held or not
         self._room = [0] * shape.max_sequences  # rows that surely need no further page
         self._moved = 0
+        self._met = self.arena  # whose bound the last failed `reserve` met
 
     # --- memory
 
@@ -139,7 +140,9 @@ class CodedRows(HeadRows):
         missing = np.maximum(self._needed(slot, count)[1] - self._end[:, slot], 0)
         wanted = missing.sum(1).tolist()
         if any(wanted):
-            used = sum((p.used + n) * p.page_bytes for p, n in zip(self.pools, wanted, strict=True))
+            here = ((p, n) for p, n in zip(self.pools, wanted, strict=True) if p.arena is self.arena)
+            used = sum((p.used + n) * p.page_bytes for p, n in here)
+            self._met = self.arena
             notes = (int(self._end[0].sum()) + wanted[0]) * PAGE * self._notes_bytes
             if used + notes + beside > self.arena.total or not self._alloc(slot, missing, wanted):
                 return False
@@ -175,6 +178,7 @@ class CodedRows(HeadRows):
         for pool, n in zip(self.pools, wanted, strict=True):
             pages = pool.alloc_many(n)
             if pages is None:
+                self._met = pool.arena
                 for other, some in zip(self.pools, taken, strict=False):
                     other.free(some)
                 return False
@@ -183,7 +187,7 @@ class CodedRows(HeadRows):
             if pages:
                 end = self._end[store, slot]
                 head, entry = _entries(end, end + missing[store])
-                self._tables[store, slot, head, entry] = pages
+                self._tables[store][slot, head, entry] = pages
         self._end[:, slot] += missing
         return True
 
@@ -201,7 +205,7 @@ class CodedRows(HeadRows):
             for a, b in ((old_first, from_), (to, old_end)):
                 head, entry = _entries(a[store], b[store])
                 if len(head):
-                    pool.free(self._tables[store, slot, head, entry].tolist())
+                    pool.free(self._tables[store][slot, head, entry].tolist())
         self._first[:, slot], self._end[:, slot] = np.where(empty, first, from_), np.where(empty, first, to)
         self._room[slot] = 0
 
@@ -266,6 +270,10 @@ class CodedRows(HeadRows):
         if chunk and tokens < self._prompt[slot] and tokens % chunk == 0:
             self._moved += self._code(slot)
 
+    def tables(self, slot: int) -> CodedTables:
+        """Where the rows of a text lie."""
+        return self._call
+
     def settle(self, slot: int) -> int:
         moved, self._moved = self._moved + self._code(slot), 0
         return moved
@@ -280,7 +288,8 @@ class CodedRows(HeadRows):
         whole = (keys != k_done).any() or (values // PAGE != v_done // PAGE).any()
         s = self.shape
         k_to, v_to = (torch.from_numpy(x).view(s.num_layers, s.num_kv_heads) for x in (keys, values))
-        s.kernels.code(self.call(0, self._call.rows.spans), slot, s.num_layers, k_to, v_to)
+        self.call(0, self._call.rows.spans)
+        s.kernels.code(self.tables(slot), slot, s.num_layers, k_to, v_to)
         self._counts[1, slot], self._counts[2, slot] = keys, values
         if whole:  # rows of a page that is still read free nothing
             self._trim(slot)
@@ -294,7 +303,7 @@ class CodedRows(HeadRows):
         for x, keys in ((k, True), (v, False)):
             coded = index < (self._call.k_done if keys else self._call.v_done)[slot][..., None]
             if coded.any():
-                x[coded] = self._places(slot, index, coded, keys).load().to(x.dtype)
+                x[coded] = self._places(slot, index, coded, keys).load().to(x)
         return k, v
 
     def layer_rows(self, slot: int, layer: int) -> tuple[Tensor, Tensor]:
@@ -303,7 +312,7 @@ class CodedRows(HeadRows):
         index = torch.arange(int(length.max())).expand(len(length), -1)
         k, v = (
             f.rows[f.table[slot, layer].long().gather(1, index // PAGE), index % PAGE].float()
-            for f in full_rows(self._call)
+            for f in full_rows(self.tables(slot))
         )
         return k, v
 
@@ -350,22 +359,28 @@ class CodedRows(HeadRows):
         """Where the coded rows index[which] lie, in that order."""
         unit, table = (self._call.k_unit, self._call.k_coded) if keys else (PAGE, self._call.v_coded)
         page = table[slot].long().gather(2, index.clamp(min=0) // unit)
-        return places_in(self._call, page[which], (index % unit)[which], keys)
+        return places_in(self.tables(slot), page[which], (index % unit)[which], keys)
 
     def _gather_full(self, slot: int, index: Tensor) -> tuple[Tensor, Tensor]:
         at = index % PAGE
-        k, v = (f.rows[f.table[slot].long().gather(2, index // PAGE), at] for f in full_rows(self._call))
-        return k, v
+        full = full_rows(self.tables(slot))
+        k, v = (f.rows[f.table[slot].long().gather(2, index // PAGE), at] for f in full)
+        return k, v.to(k.device)
 
     def _scatter(self, slot: int, index: Tensor, k: Tensor, v: Tensor, which: Tensor | None = None) -> None:
-        for full, x in zip(full_rows(self._call), (k, v), strict=True):
+        for full, x in zip(full_rows(self.tables(slot)), (k, v), strict=True):
             page, at = full.table[slot].long().gather(2, index // PAGE), index % PAGE
             if which is None:
-                full.rows[page, at] = x
+                full.rows[page, at] = x.to(full.rows.device)
             else:
-                full.rows[page[which], at[which]] = x[which.to(x.device)]
+                full.rows[page[which], at[which]] = x[which.to(x.device)].to(full.rows.device)
 
     # --- meters
+
+    @property
+    def coded_value_bytes(self) -> int:
+        """Of 16 coded rows of values of one head."""
+        return self._call.v_bytes
 
     @property
     def bytes_capacity(self) -> int:
@@ -373,11 +388,18 @@ class CodedRows(HeadRows):
 
     @property
     def bytes_used(self) -> int:
-        return sum(pool.bytes_used for pool in self.pools)
+        return self._bytes([pool.used for pool in self.pools], self.arena)
 
     def held(self, slot: int) -> int:
-        pages = (self._end[:, slot] - self._first[:, slot]).sum(1).tolist()
-        return sum(n * pool.page_bytes for n, pool in zip(pages, self.pools, strict=True))
+        return self._bytes(self._pages(slot), self.arena)
+
+    def _pages(self, slot: int) -> list[int]:
+        return (self._end[:, slot] - self._first[:, slot]).sum(1).tolist()
+
+    def _bytes(self, pages: list[int], arena: Arena) -> int:
+        """Of so many pages of each store, those that lie in `arena`."""
+        of_stores = zip(pages, self.pools, strict=True)
+        return sum(n * pool.page_bytes for n, pool in of_stores if pool.arena is arena)
 
     def read(self, slot: int) -> int:
         length, k_done, v_done = self._counts[:, slot]

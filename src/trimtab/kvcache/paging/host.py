@@ -26,9 +26,12 @@ def check_host_memory(value: str | None, method: str) -> None:
         parse_bytes(value, f"option 'host_memory' of {method}")
 
 
-def host_arena(shape: KVShape, page_bytes: int, row_bytes: int, option: str | None, method: str) -> Arena:
-    """`option` bytes in pages of `page_bytes`; None: what rows of `row_bytes` a head need for all contexts,
+def host_arena(
+    shape: KVShape, page_sizes: list[int], row_bytes: int, option: str | None, method: str
+) -> Arena:
+    """`option` bytes in pages of `page_sizes`; None: what rows of `row_bytes` a head need for all contexts,
     but at most a quarter of the memory that is free now."""
+    page_bytes = max(page_sizes)
     if option is None:
         rows = shape.max_sequences * (shape.max_length + shape.max_step_tokens)
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -39,7 +42,7 @@ def host_arena(shape: KVShape, page_bytes: int, row_bytes: int, option: str | No
     slab = page_bytes * min(64, total // page_bytes // 64)
     setting = f"option 'host_memory' of {method}"
     pinned = shape.device.type == "cuda"
-    return Arena(total, [page_bytes], CPU, min_slab=slab, setting=setting, pinned=pinned)
+    return Arena(total, page_sizes, CPU, min_slab=slab, setting=setting, pinned=pinned)
 
 
 def some_spans(rows: StepRows, wanted: Callable[[Sequence], bool]) -> tuple[Tensor, Tensor | None]:
