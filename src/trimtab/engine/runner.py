@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trimtab.models.transformer import Model
 
 _TABLE_LIMIT = 1 << 16
+_FAR = 1 << 12  # positions of the table beyond
 _NONE = torch.empty(0)
 
 
@@ -55,6 +56,7 @@ class Runner:
         self._wanted = torch.empty(max_step_tokens, dtype=torch.int32)
         self._np = self._tokens.numpy(), self._positions.numpy(), self._spans.numpy(), self._wanted.numpy()
         self._tables: tuple[Tensor, Tensor] | None = None  # cosines and sines of positions 0, 1, 2, ...
+        self._far: tuple[int, Tensor, Tensor] | None = None  # first position, cosines and sines from there on
 
     def run(
         self,
@@ -144,6 +146,19 @@ class Runner:
         if wanted.numel():
             out.logits = self.model.logits(states[wanted.long().to(self.device)]).float()
 
+    def _far_cos_sin(self, positions: Tensor, highest: int) -> tuple[Tensor, Tensor]:
+        """From a table of the next few thousand positions, made anew when a text leaves it."""
+        lowest = int(positions.min())
+        if self._far is None or not self._far[0] <= lowest <= highest < self._far[0] + _FAR:
+            if highest - lowest >= _FAR:
+                cos, sin = self.model.rotary.cos_sin(positions)
+                return cos.to(self.device), sin.to(self.device)
+            cos, sin = self.model.rotary.cos_sin(torch.arange(lowest, lowest + _FAR))
+            self._far = lowest, cos.to(self.device), sin.to(self.device)
+        first, cos, sin = self._far
+        at = (positions - first).to(self.device)
+        return cos[at], sin[at]
+
     def _cos_sin(
         self, positions: Tensor, picks: list[Pick], bounds: list[tuple[int, int]]
     ) -> tuple[Tensor, Tensor]:
@@ -157,8 +172,7 @@ class Runner:
             return cos.to(self.device), sin.to(self.device)
         highest = int(positions.max()) if positions.numel() > 1 else int(positions[0])
         if highest >= _TABLE_LIMIT:  # an endless text must not grow a table without end
-            cos, sin = rotary.cos_sin(positions)
-            return cos.to(self.device), sin.to(self.device)
+            return self._far_cos_sin(positions, highest)
         if self._tables is None or highest >= self._tables[0].shape[0]:
             size = max(1024, 1 << (highest + 1).bit_length())
             cos, sin = rotary.cos_sin(torch.arange(size))

@@ -97,6 +97,7 @@ class Streaming(KVCache):
         self.sink_blocks = -(-self.sinks // PAGE)
         ring = (self.window + s.max_step_tokens) // PAGE + 2
         units = s.num_layers * s.num_kv_heads
+        self._inside: tuple[Tensor, Tensor] | None = None  # cosines and sines of positions in the cache
         self._rows = PagedRows(
             arena=self.pool.view(s.dtype),
             table=torch.zeros(s.max_sequences, self.sink_blocks + ring, dtype=torch.int32),
@@ -154,8 +155,11 @@ class Streaming(KVCache):
         # Up to here a query stands in the cache where it stands in the text.
         last = self.sinks + self.window - 1
         if self.sinks and self.options.positions == "cache" and int(rows.positions.max()) > last:
-            cos, sin = self.shape.rotary.cos_sin(rows.positions.clamp(max=last))
-            r.sinks_cos_sin = cos.to(rows.cos.device), sin.to(rows.cos.device)
+            if self._inside is None:
+                cos, sin = self.shape.rotary.cos_sin(torch.arange(last + 1))
+                self._inside = cos.to(rows.cos.device), sin.to(rows.cos.device)
+            at = rows.positions.clamp(max=last).to(rows.cos.device)
+            r.sinks_cos_sin = self._inside[0][at], self._inside[1][at]
 
     def whole_step(self, rows: StepRows) -> PagedRows:
         self._rows.page_add = self._rows.head_offset = 0
