@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import trimtab
@@ -95,6 +96,9 @@ VARIANTS = {
     "rotatekv 3 bits, folded",
     "retrieval heads, none kept",
 }
+
+# For tests that take long over all of them.
+SETTINGS = [pytest.param(n, marks=pytest.mark.slow) if n in VARIANTS else n for n in LOSSY]
 
 # Settings that lose nothing of a text within the context.
 IDENTITY = {

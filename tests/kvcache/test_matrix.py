@@ -11,7 +11,7 @@ from kvcache.policies import (
     IDENTITY,
     LOSSY,
     PROMPTS,
-    VARIANTS,
+    SETTINGS,
     Result,
     make_engine,
     params,
@@ -22,9 +22,7 @@ from kvcache.policies import (
 )
 from trimtab.registry import KV_CACHES
 
-policy = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in VARIANTS else n for n in LOSSY]
-)
+policy = pytest.mark.parametrize("name", SETTINGS)
 
 
 def test_the_matrix_is_complete() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import trimtab
 from kernels.libraries import native_kernels
-from kvcache.policies import LOSSY, feed, make_engine, params, small_model, text
+from kvcache.policies import LOSSY, SETTINGS, feed, make_engine, params, small_model, text
 from trimtab.engine.setup import build_cache
 from trimtab.kernels.reference import TorchKernels
 from trimtab.kvcache.base import KVCache, Sequence, StepRows
@@ -87,7 +87,7 @@ def prefill(cache: KVCache, sequence: Sequence, content: Text, junk: int) -> lis
     return outs
 
 
-@pytest.mark.parametrize("name", LOSSY)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_rejected_rows_leave_no_trace(new_cache: Callable[[str], KVCache], name: str) -> None:
     """Three texts, drafts of 0 to 5 rejected rows at every step, against a cache that never saw them."""
     plain, drafted = new_cache(LOSSY[name]), new_cache(LOSSY[name])

@@ -7,7 +7,7 @@ import torch
 
 import trimtab
 from kernels.libraries import native_kernels
-from kvcache.policies import LOSSY, small_model
+from kvcache.policies import LOSSY, SETTINGS, small_model
 from kvcache.test_protocol import LAYERS, Text, prefill, step
 from trimtab.engine.setup import build_cache
 from trimtab.kernels.reference import TorchKernels
@@ -70,7 +70,7 @@ def tree_step(cache: KVCache, work: list[tuple[Sequence, Text]]) -> list[list[to
 
 
 @pytest.mark.parametrize("backend", ["native", "torch"])
-@pytest.mark.parametrize("name", LOSSY)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_a_path_through_a_tree_equals_the_chain(name: str, backend: str) -> None:
     kernels = native_kernels() if backend == "native" else TorchKernels()
     plan = trimtab.Plan(cache=LOSSY[name], kv_memory="4MiB", max_batch=2, max_step_tokens=128)
