@@ -340,7 +340,7 @@ def test_too_little_host_memory_is_one_clear_sentence(name: str) -> None:
             "kivi:group_size=16+kcache:full_layers=1",
             "kcache:full_layers=1 keeps those layers' values in full",
         ),
-        ("rtn:group_size=16,prefill=64+kcache", "rtn:prefill=64 packs the prompt as it comes, and kcache"),
+        ("rtn:group_size=16,prefill=64+kcache", "prefill=64 packs the prompt as it comes, and kcache"),
         ("kcache:n=3+kcache:n=4", "both decide where rows are kept"),
         ("sentencekv:budget=64", "'budget' of sentencekv is 64, but first . last are already 64 rows"),
         ("sentencekv:budget=128,semantic_factor=0.5", "'semantic_factor' of sentencekv is 0.5"),

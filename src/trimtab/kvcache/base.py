@@ -149,6 +149,11 @@ class KVCache(ABC):
         """Whether a policy that chooses rows does so again when they were settled (packed) already."""
         return False
 
+    @staticmethod
+    def packs(options: Any) -> Literal["", "at the end", "as it comes"]:
+        """In stage `store`: when a prompt's rows are packed; empty where none ever is."""
+        return ""
+
     # --- sequences and memory
 
     def open(self, prompt_length: int) -> Sequence:

@@ -88,17 +88,10 @@ class KCache(RowPolicy):
                 "values would be in host memory; give fewer"
             )
         for choice in plan.cache.all:
-            if KV_CACHES.get(choice.name).cls.stage != "store" or choice.options.bits == 16:
-                continue
-            if options.full_layers:
+            if options.full_layers and KV_CACHES.get(choice.name).cls.packs(choice.options):
                 found.append(
                     f"kcache:full_layers={options.full_layers} keeps those layers' values in full, and "
                     f"{choice.name} packs all layers; use full_layers=0"
-                )
-            if choice.options.prefill != "whole":
-                found.append(
-                    f"{choice.name}:prefill={choice.options.prefill} packs the prompt as it comes, and "
-                    "kcache answers it from values in full; use prefill=whole"
                 )
         return found
 

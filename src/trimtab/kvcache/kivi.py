@@ -83,14 +83,13 @@ class Kivi(RowPolicy):
 
     @staticmethod
     def problems(options: KiviOptions, plan: Plan, config: ModelConfig) -> list[str]:
-        found = coding_problems("kivi", options.bits, options.group_size, config)
-        others = [c for c in plan.cache.all if KV_CACHES.get(c.name).cls.stage == "keep"]
-        if options.prefill != "whole" and others:
-            found.append(
-                f"kivi:prefill={options.prefill} packs the prompt as it comes, and {others[0].name} chooses "
-                "among its rows at the end, when single ones cannot be dropped; use prefill=whole"
-            )
-        return found
+        return coding_problems("kivi", options.bits, options.group_size, config)
+
+    @staticmethod
+    def packs(options: KiviOptions) -> Literal["", "at the end", "as it comes"]:
+        if options.bits == 16:
+            return ""
+        return "at the end" if options.prefill == "whole" else "as it comes"
 
     @classmethod
     def make_rows(cls, shape: KVShape, options: KiviOptions, memory_bytes: int, notes_bytes: int) -> HeadRows:

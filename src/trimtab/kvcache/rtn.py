@@ -79,6 +79,12 @@ class RoundToNearest(RowPolicy):
                 )
         return found
 
+    @staticmethod
+    def packs(options: RtnOptions) -> Literal["", "at the end", "as it comes"]:
+        if options.bits == 16:
+            return ""
+        return "at the end" if options.prefill == "whole" else "as it comes"
+
     @classmethod
     def make_rows(cls, shape: KVShape, options: RtnOptions, memory_bytes: int, notes_bytes: int) -> HeadRows:
         if options.bits == 16:

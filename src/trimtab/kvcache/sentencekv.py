@@ -133,8 +133,8 @@ class SentenceKV(RowPolicy):
 
     def __init__(self, shape: KVShape, options: SentenceKVOptions, memory_bytes: int) -> None:
         super().__init__(shape, options, memory_bytes)
-        self.device = PerHeadRows(shape, memory_bytes)
-        self.rows = self.device
+        assert isinstance(self.rows, PerHeadRows)
+        self.device = self.rows
         page = PAGE * shape.row_bytes
         row = shape.row_bytes + _NOTES
         arena = host_arena(shape, [page], row, options.host_memory, "sentencekv")
@@ -349,7 +349,7 @@ class SentenceKV(RowPolicy):
         every = torch.arange(total).expand(*self.device.length.shape[1:], total)
         index = every
         if sequence.queries is not None:
-            received = votes(self.device, sequence, sequence.queries)[..., o.first : total - o.window]
+            received = votes(self.device, sequence.slot, sequence.queries)[..., o.first : total - o.window]
             smooth = F.max_pool1d(received, o.kernel, stride=1, padding=o.kernel // 2)
             order = smooth.argsort(dim=2, descending=True, stable=True)[..., : o.kept - o.first - o.window]
             taken = order.sort(2).values + o.first

@@ -23,6 +23,7 @@ from torch import Tensor
 from trimtab.errors import ConfigError
 from trimtab.kvcache.paging.evicting import EvictedSequence
 from trimtab.kvcache.paging.scored import Scored, ScoredOptions, Scorer
+from trimtab.kvcache.paging.votes import votes
 from trimtab.registry import KV_CACHES, Card
 
 
@@ -63,19 +64,13 @@ class Votes(Scorer):
         sequence.notes[0][:, at] = queries[:, n - last :]
 
     def scores(self, sequence: EvictedSequence) -> Tensor:
-        s, window, slot = self.shape, self.options.window, sequence.slot
-        ring = sequence.notes[0]
+        window, ring = self.options.window, sequence.notes[0]
         order = torch.arange(sequence.length - window, sequence.length, device=ring.device) % window
-        span = torch.tensor([[slot, 0, window]], dtype=torch.int32)
-        start = self.rows.length.clone()
-        start[slot] -= window
-        end = self.rows.length[slot][..., None]
-        votes = torch.zeros(s.num_layers, 1, s.num_kv_heads, int(end.max()), device=s.device)
-        for layer in range(s.num_layers):
-            self.rows.column_sums(layer, ring[layer][order], span, votes[layer], start=start)
-        at = torch.arange(votes.shape[3])
+        received = votes(self.rows, sequence.slot, ring[:, order])
+        end = self.rows.length[sequence.slot][..., None]
+        at = torch.arange(received.shape[2])
         recent = at >= end - window
-        rest = votes[:, 0].cpu().masked_fill(recent, 0)
+        rest = received.masked_fill(recent, 0)
         pool = F.avg_pool1d if self.options.pooling == "avg" else F.max_pool1d
         smooth = pool(rest, self.options.kernel, stride=1, padding=self.options.kernel // 2)
         return smooth.masked_fill(recent, torch.inf).masked_fill(at >= end, -torch.inf)

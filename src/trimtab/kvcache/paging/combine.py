@@ -37,9 +37,26 @@ def problems(choices: list[MethodChoice]) -> list[str]:
             first = by_stage[cls.stage].name
             found.append(f"{first} and {choice.name} both decide {_QUESTION[cls.stage]}; choose one of them")
         by_stage.setdefault(cls.stage, choice)
-    keep, store = by_stage.get("keep"), by_stage.get("store")
-    if keep and store and not found:
-        chooser, packer = KV_CACHES.get(keep.name).cls, KV_CACHES.get(store.name).cls
-        if chooser.drops_settled(keep.options) and not packer.single_rows:
+    if not found and "store" in by_stage:
+        found += _with_store(by_stage["store"], by_stage.get("keep"), by_stage.get("place"))
+    return found
+
+
+def _with_store(store: MethodChoice, keep: MethodChoice | None, place: MethodChoice | None) -> list[str]:
+    """Why rows packed by `store` cannot be chosen or placed so."""
+    found, packer = [], KV_CACHES.get(store.name).cls
+    early = packer.packs(store.options) == "as it comes"
+    if keep and not packer.single_rows:
+        if KV_CACHES.get(keep.name).cls.drops_settled(keep.options):
             found.append(f"{keep} drops single rows again later, but {packer.not_single_because}")
+        if early:
+            found.append(
+                f"{store} packs the prompt as it comes, and {keep.name} chooses among its rows at the end, "
+                "when single ones cannot be dropped; use prefill=whole"
+            )
+    if place and early:
+        found.append(
+            f"{store} packs the prompt as it comes, and {place.name} answers it from rows in full; "
+            "use prefill=whole"
+        )
     return found

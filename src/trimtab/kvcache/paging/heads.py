@@ -22,7 +22,7 @@ class HeadRows(ABC):
     """`length` int32 [slots, L, G]: committed rows of each head."""
 
     chunks_generated: ClassVar[bool] = True  # settling changes nothing that a later row sees
-    fetched: int = 0  # bytes brought from there to the device since a policy last took account
+    fetched: int = 0  # bytes brought from host memory since the policy last took account
     shape: KVShape
     length: Tensor
 

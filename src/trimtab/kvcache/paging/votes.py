@@ -1,4 +1,4 @@
-"""What the last queries of a prompt look at: the votes by which rows of the prompt are chosen at its end."""
+"""What the latest queries of a text look at: the votes by which its rows are chosen."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ def remember(queries: Tensor, sequence: Sequence, new: Tensor) -> None:
     queries[:, at : at + new.shape[1]] = new
 
 
-def votes(rows: HeadRows, sequence: Sequence, queries: Tensor) -> Tensor:
-    """Attention that each row of a complete prompt receives from its last queries, float32 [L, G, rows] on
-    the CPU."""
+def votes(rows: HeadRows, slot: int, queries: Tensor) -> Tensor:
+    """Attention that each row of a text receives from its latest queries [L, window, H, d], float32
+    [L, G, rows of the longest head] on the CPU."""
     shape, window = rows.shape, queries.shape[1]
-    span = torch.tensor([[sequence.slot, 0, window]], dtype=torch.int32)
+    span = torch.tensor([[slot, 0, window]], dtype=torch.int32)
     start = rows.length.clone()
-    start[sequence.slot] -= window
-    sums = torch.zeros(shape.num_layers, 1, shape.num_kv_heads, sequence.prompt_length, device=shape.device)
+    start[slot] -= window
+    longest = int(rows.length[slot].max())
+    sums = torch.zeros(shape.num_layers, 1, shape.num_kv_heads, longest, device=shape.device)
     for layer in range(shape.num_layers):
         rows.column_sums(layer, queries[layer], span, sums[layer], start=start)
     return sums[:, 0].cpu()
