@@ -21,6 +21,7 @@ from trimtab.errors import TrimtabError, did_you_mean
 COMMANDS = (
     "generate",
     "chat",
+    "serve",
     "compare",
     "bench",
     "eval",

@@ -1,0 +1,245 @@
+"""The server's settings, and the four places they come from.
+
+Flags win over the environment (`TRIMTAB_SERVE_<NAME>`), which wins over the YAML file of `--config`, which wins
+over the defaults. Every value is parsed where it enters, so that a mistake names the place it stands in.
+This module imports neither torch nor the web framework.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from trimtab.errors import ConfigError, did_you_mean
+from trimtab.plan import Plan
+from trimtab.serving.sources import Given, from_environment, from_file, from_flags
+from trimtab.sizes import parse_bytes
+
+PLAN_OPTIONS = ("model", "cache", "dtype", "device", "threads", "kv_memory", "backend")
+SHARED = ("model", "dtype", "device")  # of the one model that all plans run on
+
+
+def seconds(value: Any, what: str) -> float:
+    """Seconds from a number, `"20ms"`, `"1.5s"` or `"2min"`."""
+    units = {"": 1.0, "ms": 1e-3, "s": 1.0, "min": 60.0}
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([a-z]*)\s*", str(value))
+    if isinstance(value, bool) or match is None or match[2] not in units:
+        raise ConfigError(f"{what} is {value!r}; write seconds, or for example '20ms', '30s' or '2min'")
+    return float(match[1]) * units[match[2]]
+
+
+def _seconds_or_none(value: Any, what: str) -> float | None:
+    if value is None or value == "none":
+        return None
+    number = seconds(value, what)
+    if not number:
+        raise ConfigError(f"{what} is {value!r}; give more than zero seconds, or 'none' for no bound")
+    return number
+
+
+def _count(least: int, most: float = math.inf) -> Callable[[Any, str], int]:
+    bounds = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+
+    def parse(value: Any, what: str) -> int:
+        text = str(value).strip()
+        if isinstance(value, bool) or not re.fullmatch(r"-?\d+", text) or not least <= int(text) <= most:
+            raise ConfigError(f"{what} is {value!r}; it must be a whole number {bounds}")
+        return int(text)
+
+    return parse
+
+
+def _flag(value: Any, what: str) -> bool:
+    word = str(value).strip().lower()
+    if word in ("true", "yes", "on", "1"):
+        return True
+    if word in ("false", "no", "off", "0"):
+        return False
+    raise ConfigError(f"{what} is {value!r}; it must be true or false")
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise ConfigError(f"{what} is {value!r}; it must be a text of printable characters")
+    return value.strip()
+
+
+def _text_or_none(value: Any, what: str) -> str | None:
+    return None if value is None or value == "none" else _text(value, what)
+
+
+def _root_path(value: Any, what: str) -> str:
+    if value == "":
+        return ""
+    text = _text(value, what)
+    if not re.fullmatch(r"(/[^/?#\s]+)+", text):
+        raise ConfigError(f"{what} is {value!r}; write a path such as '/llm', without a slash at its end")
+    return text
+
+
+def _key(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[!-~]+", value):
+        raise ConfigError(f"{what} has a key that is empty or has blanks or signs outside ASCII in it")
+    return value
+
+
+def _origin(value: Any, what: str) -> str:
+    if value != "*" and not re.fullmatch(r"https?://[^/,;\s*]+", str(value)):
+        raise ConfigError(f"{what} is {value!r}; write an origin such as 'https://chat.example.org', or '*'")
+    return str(value)
+
+
+def _each(parse: Callable[[Any, str], Any]) -> Callable[[Any, str], tuple[Any, ...]]:
+    def all_of(value: Any, what: str) -> tuple[Any, ...]:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(parse(item, what) for item in items)
+
+    return all_of
+
+
+def _plan(value: Any, what: str) -> Plan:
+    if not isinstance(value, Plan | str | Mapping):
+        raise ConfigError(f"{what} has {value!r}; write a plan such as 'cache=kivi:bits=2'")
+    return Plan.of(value)
+
+
+def _setting(default: Any, parse: Callable[[Any, str], Any], help: str, **more: Any) -> Any:
+    return field(default=default, metadata={"parse": parse, "help": help}, **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """All that `trimtab serve` can be told, checked on construction (durations in seconds, sizes in bytes).
+
+    Raises ConfigError naming the setting, the value and what may be written.
+    """
+
+    plans: tuple[Plan, ...] = _setting((Plan(),), _each(_plan), "what runs, the first under the bare name")
+    served_model_name: str | None = _setting(None, _text_or_none, "the name clients ask for")
+    tool_format: str = _setting("auto", _text, "how the model writes tool calls")
+    host: str = _setting("127.0.0.1", _text, "the address to listen on")
+    port: int = _setting(8000, _count(0, 65535), "the port to listen on; 0 takes a free one")
+    root_path: str = _setting("", _root_path, "the path under which a proxy publishes the server")
+    api_key: tuple[str, ...] = _setting((), _each(_key), "keys that /v1 asks for", repr=False)
+    cors_origins: tuple[str, ...] = _setting((), _each(_origin), "web origins that may call from a browser")
+    playground: bool = _setting(True, _flag, "serve the page at /")
+    max_queue: int = _setting(256, _count(1), "most completions waiting; more are answered 429")
+    max_n: int = _setting(128, _count(1), "most completions and most prompts of one request")
+    max_body: int = _setting(8 << 20, parse_bytes, "largest request body; larger ones are answered 413")
+    request_timeout: float | None = _setting(None, _seconds_or_none, "longest time for one request")
+    drain_timeout: float = _setting(30.0, seconds, "on SIGTERM, time for running requests to end")
+    stream_interval: float = _setting(0.02, seconds, "least time between two chunks of a stream")
+    log_requests: bool = _setting(True, _flag, "write one JSON line for each request")
+    log_prompts: bool = _setting(False, _flag, "put prompts into those lines")
+    log_file: str | None = _setting(None, _text_or_none, "where those lines go; none: stderr")
+    access_log: bool = _setting(False, _flag, "write a line for every HTTP request to stderr")
+
+    def __post_init__(self) -> None:
+        for name, parse in PARSERS.items():
+            object.__setattr__(self, name, parse(getattr(self, name), name))
+        for name in ("log_prompts", "log_file"):
+            if getattr(self, name) and not self.log_requests:
+                raise ConfigError(f"{name} has no effect while log_requests is off; leave one of them out")
+        _check_plans(self.plans)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values as a `--config` file has them, without the API keys."""
+        values: dict[str, Any] = {}
+        for name in PARSERS:
+            value = getattr(self, name)
+            if name == "plans":
+                value = [str(plan) for plan in value]
+            values[name] = list(value) if isinstance(value, tuple) else value
+        del values["api_key"]
+        return values
+
+
+PARSERS: dict[str, Callable[[Any, str], Any]] = {
+    item.name: item.metadata["parse"] for item in dataclasses.fields(ServerSettings)
+}
+NAMES = (*PARSERS, *PLAN_OPTIONS)
+
+
+def gather(
+    flags: Mapping[str, Any], environ: Mapping[str, str] | None = None, config: str | None = None
+) -> tuple[ServerSettings, dict[str, str]]:
+    """The effective settings, and for each setting that was given the place it came from.
+
+    `flags` has None for what was not given. Besides the fields of `ServerSettings` there are the options that
+    other commands have too (`model`, `cache`, ...), which go into the plans.
+    """
+    environ = os.environ if environ is None else environ
+    found: dict[str, Given] = {}
+    lists = {name for name, value in PARSERS.items() if isinstance(getattr(DEFAULTS, name), tuple)}
+    config = config or environ.get("TRIMTAB_SERVE_CONFIG") or None
+    for layer in (
+        from_file(config) if config else {},
+        from_environment(environ, lists),
+        from_flags(flags),
+    ):
+        for name, given in layer.items():
+            if name not in NAMES:
+                raise ConfigError(f"{given.place}: unknown setting {name!r}.{did_you_mean(name, NAMES)}")
+            found[name] = given
+    values = {name: _parsed(name, given) for name, given in found.items() if name in PARSERS}
+    if any(name in found for name in ("plans", *PLAN_OPTIONS)):
+        values["plans"] = _plans(values.get("plans", (Plan(),)), found)
+    return ServerSettings(**values), {name: given.place for name, given in found.items()}
+
+
+def _parsed(name: str, given: Given) -> Any:
+    value = given.value
+    try:
+        return PARSERS[name](value, name)
+    except ConfigError as error:
+        raise ConfigError(f"{given.place}: {error}") from None
+
+
+def _plans(plans: tuple[Plan, ...], found: Mapping[str, Given]) -> tuple[Plan, ...]:
+    """The plans with the options beside them put over each.
+
+    As in other commands an option wins over the plan, unless the plan comes from a place that ranks higher:
+    then the option fills in what the plan leaves as it is by default, and its cache stays.
+    """
+    rank = found["plans"].rank if "plans" in found else -1
+    for name in PLAN_OPTIONS:
+        if name not in found:
+            continue
+        given = found[name]
+        try:
+            if given.rank >= rank:
+                plans = tuple(plan.with_(**{name: given.value}) for plan in plans)
+            elif name != "cache":
+                default = getattr(Plan(), name)
+                plans = tuple(
+                    plan.with_(**{name: given.value}) if getattr(plan, name) == default else plan
+                    for plan in plans
+                )
+        except ConfigError as error:
+            raise ConfigError(f"{given.place}: {error}") from None
+    return plans
+
+
+def _check_plans(plans: tuple[Plan, ...]) -> None:
+    """All plans of a server run on one loaded model, and each has a name of its own."""
+    if not plans:
+        raise ConfigError("plans is empty; give at least one, for example 'full'")
+    for name in SHARED:
+        different = sorted({str(getattr(plan, name)) for plan in plans})
+        if len(different) > 1:
+            raise ConfigError(
+                f"the plans differ in {name} ({', '.join(different)}), but one server runs them all on one "
+                "loaded model; start a server for each"
+            )
+    labels = [plan.label for plan in plans]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ConfigError(f"the plan {label!r} is given twice; every plan is served under its own name")
+
+
+DEFAULTS = ServerSettings()
