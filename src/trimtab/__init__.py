@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trimtab.decoding.constraints.base import StructuredOutputs
     from trimtab.decoding.sampling_params import SamplingParams
     from trimtab.engine.engine import Engine
     from trimtab.errors import TrimtabError
@@ -25,6 +26,7 @@ _HOME = {
     "Plan": "trimtab.plan",
     "Report": "trimtab.evaluation.runner",
     "SamplingParams": "trimtab.decoding.sampling_params",
+    "StructuredOutputs": "trimtab.decoding.constraints.base",
     "TrimtabError": "trimtab.errors",
     "compare": "trimtab.evaluation.runner",
     "load": "trimtab.models.checkpoint",
@@ -36,6 +38,7 @@ __all__ = [
     "Plan",
     "Report",
     "SamplingParams",
+    "StructuredOutputs",
     "TrimtabError",
     "__version__",
     "compare",

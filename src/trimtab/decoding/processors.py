@@ -126,7 +126,7 @@ def apply_mask(logits: Logits, mask: Any) -> None:
         )
     little_endian = np.ascontiguousarray(words).astype("<i4", copy=False)
     bits = np.unpackbits(little_endian.view(np.uint8), bitorder="little", count=logits.size)
-    logits[bits == 0] = NEVER
+    np.copyto(logits, NEVER, where=np.logical_not(bits.view(np.bool_)))
 
 
 def forbid(logits: Logits, tokens: Iterable[int]) -> None:

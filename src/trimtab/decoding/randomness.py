@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     DRAFT = 3  # drawing inside a drafter
     GUMBEL = 4  # noise over a whole vocabulary
     CHILD = 5  # deriving seeds
+    RETRY = 6  # where a rejected text is taken up again
 
 
 def uniform(seed: int, position: int, purpose: int = Purpose.SAMPLE, index: int = 0) -> float:

@@ -163,7 +163,7 @@ class Sampler:
         if row.params.is_greedy:
             law[int(processed.argmax())] = 1.0
             return law
-        ids, weights = _survivors(processed, row.params)
+        ids, weights = _survivors(processed, row.params, row.mask is not None)
         law[slice(None) if ids is None else ids] = weights
         return law / law.sum()
 
@@ -205,7 +205,7 @@ def _sample_row(values: NDArray[np.float32], row: Row) -> Sampled:
     if params.temperature == 0:
         token = int(processed.argmax())
     else:
-        ids, weights = _survivors(processed, params)
+        ids, weights = _survivors(processed, params, row.mask is not None)
         at = _draw(weights, uniform(row.seed, row.position, Purpose.SAMPLE))
         token = at if ids is None else int(ids[at])
     if params.logprobs is None:
@@ -246,11 +246,23 @@ def _processed(values: NDArray[np.float32], row: Row) -> NDArray[np.float32] | S
 
 
 def _survivors(
-    logits: NDArray[np.float32], params: SamplingParams
+    logits: NDArray[np.float32], params: SamplingParams, masked: bool
 ) -> tuple[NDArray[np.intp] | None, NDArray[np.float32]]:
     """Ids (ascending; None: all) and weights (probabilities up to a factor, the largest 1) of the tokens
-    left after temperature, top-k, top-p and min-p."""
-    scores = logits - logits.max()
+    left after temperature, top-k, top-p and min-p. `masked`: many may be forbidden; look at the rest only."""
+    allowed = None if not masked else np.flatnonzero(logits > processors.NEVER)
+    if allowed is not None:
+        logits = logits[allowed]
+    ids, weights = _weights(logits - logits.max(), params)
+    if allowed is None:
+        return ids, weights
+    return (allowed if ids is None else allowed[ids]), weights
+
+
+def _weights(
+    scores: NDArray[np.float32], params: SamplingParams
+) -> tuple[NDArray[np.intp] | None, NDArray[np.float32]]:
+    """The same from scores whose largest is 0, which are changed."""
     if params.temperature != 1.0:
         scores /= np.float32(max(params.temperature, _COLDEST))
     ids = processors.keep_top_k(scores, params.top_k)

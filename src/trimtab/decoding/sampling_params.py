@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, TypeGuard
 
+from trimtab.decoding.constraints.base import StructuredOutputs
 from trimtab.errors import RequestError
 
 MAX_LOGPROBS = 20
@@ -39,6 +40,8 @@ class SamplingParams:
         repetition_penalty: logits of tokens in prompt or output are divided (positive ones) or multiplied
             (negative ones) by it; 1 is off.
         skip_special_tokens: leave special tokens out of the text.
+        structured_outputs: the form the text must have: a `StructuredOutputs` or a mapping with its fields.
+            Cannot be combined with `stop` and `stop_token_ids`, which could cut it short.
 
     Raises RequestError that names the field, the value and what is allowed.
     """
@@ -63,6 +66,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputs | Mapping[str, Any] | None = None
 
     # Facts the sampler asks for at every token, worked out once.
     has_penalties: bool = field(init=False, repr=False, compare=False)
@@ -97,6 +101,14 @@ class SamplingParams:
         self._set("stop", self._stop_strings())
         self._set("stop_token_ids", self._stop_ids())
         self._set("logit_bias", self._biases())
+        if self.structured_outputs is not None:
+            self._set("structured_outputs", StructuredOutputs.of(self.structured_outputs))
+            for name in ("stop", "stop_token_ids"):
+                if getattr(self, name):
+                    raise RequestError(
+                        f"{name} cannot be combined with structured_outputs, whose text it could cut short; "
+                        "leave one of them out"
+                    )
         self._set(
             "has_penalties",
             self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1,

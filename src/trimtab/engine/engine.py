@@ -8,27 +8,32 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trimtab.decoding.constraints.base import StructuredOutputs
 from trimtab.decoding.randomness import child_seed, fresh_seed
 from trimtab.decoding.sampling_params import SamplingParams
+from trimtab.engine.constraining import TextForm
 from trimtab.engine.outcomes import Outcomes
 from trimtab.engine.request import Piece, Request, RequestOutput, ScoreOutput, State
 from trimtab.engine.runner import Runner
 from trimtab.engine.scheduler import Scheduler
 from trimtab.engine.setup import build_cache, choose_backend
-from trimtab.errors import NumericsError, RequestError
+from trimtab.errors import RequestError
 from trimtab.models.detokenizer import Detokenizer
 from trimtab.plan import Plan
 from trimtab.registry import KV_CACHES
 
 if TYPE_CHECKING:
+    from trimtab.decoding.constraints.base import Constraint
+    from trimtab.decoding.constraints.compiler import Compiler
     from trimtab.models.transformer import Model
 
 Prompt = str | Sequence[int]
@@ -92,7 +97,8 @@ class Engine:
         eos_ids = frozenset(model.config.eos_token_ids)
         if model.tokenizer is not None:
             eos_ids |= model.tokenizer.eos_ids
-        self.outcomes = Outcomes(self.scheduler, eos_ids)
+        self._eos_ids = eos_ids
+        self.outcomes = Outcomes(self.scheduler, eos_ids, model.config.vocab_size)
         self.reset_stats()
 
     @classmethod
@@ -113,6 +119,7 @@ class Engine:
         config = self.model.config
         ids = self._encode(prompt)
         params.check(config.vocab_size)
+        constraint = self.compile(params.structured_outputs) if params.structured_outputs else None
         limit = config.context_length
         total = len(ids) + len(_continuation or ())
         if total > limit and not self.cache.endless:
@@ -141,12 +148,30 @@ class Engine:
                 request.detokenizer = Detokenizer(tokenizer, params.skip_special_tokens)
             elif params.stop:
                 raise RequestError("stop texts need a tokenizer, and this model has none; use stop_token_ids")
+            if constraint is not None:
+                request.form = TextForm(constraint)
             if i and self.scheduler.prefix_caching:
                 request.after = requests[0]
             requests.append(request)
         for request in requests:
             self.scheduler.add(request)
         return requests
+
+    def compile(self, wish: StructuredOutputs | Mapping[str, Any]) -> Constraint:
+        """The constraint for `SamplingParams.structured_outputs`, compiled once and then kept.
+
+        May be called from any thread, so that a server need not hold its engine up. Raises RequestError.
+        """
+        return self._constraints.compile(StructuredOutputs.of(wish))
+
+    @cached_property
+    def _constraints(self) -> Compiler:
+        from trimtab.decoding.constraints.compiler import Compiler
+
+        tokenizer = self.model.tokenizer
+        if tokenizer is None or not tokenizer.available:
+            raise RequestError("structured_outputs needs a tokenizer, and this model has none")
+        return Compiler(tokenizer, self.model.config.vocab_size, self._eos_ids)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -200,7 +225,7 @@ class Engine:
         except BaseException:
             self.cancel([r for group in groups for r in group])
             raise
-        return [self._output(prompt, group) for prompt, group in zip(many, groups, strict=True)]
+        return [self.output(prompt, group) for prompt, group in zip(many, groups, strict=True)]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[Piece, None, None]:
         """Complete one prompt, yielding text as it becomes certain; closing the iterator cancels it."""
@@ -214,10 +239,10 @@ class Engine:
                 self.step()
                 if request.state is State.FINISHED:
                     break
-                if request.unread:
-                    yield self._take(request)
+                if request.unread and not request.held_back:
+                    yield request.take()
             self._raise_errors(requests)
-            yield self._take(request)
+            yield request.take()
         finally:
             self.cancel(requests)
 
@@ -250,18 +275,11 @@ class Engine:
     def _raise_errors(requests: list[Request]) -> None:
         for request in requests:
             if request.error:
-                kind = RequestError if "too little for one request" in request.error else NumericsError
-                raise kind(request.error)
+                raise request.fault(request.error)
 
     @staticmethod
-    def _take(request: Request) -> Piece:
-        ids = request.tokens[len(request.tokens) - request.unread :] if request.unread else []
-        done = request.state is State.FINISHED
-        piece = Piece(request.unread_text, ids, request.finish_reason, request.metrics if done else None)
-        request.unread, request.unread_text = 0, ""
-        return piece
-
-    def _output(self, prompt: Prompt, group: list[Request]) -> RequestOutput:
+    def output(prompt: Prompt, group: list[Request]) -> RequestOutput:
+        """What `generate` returns for the requests that `submit` made of one prompt."""
         params = group[0].params
         chosen = group
         if params.num_samples > params.n:

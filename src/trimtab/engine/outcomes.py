@@ -9,7 +9,9 @@ import time
 from typing import TYPE_CHECKING
 
 from trimtab.decoding.sampler import Row, Sampled, Sampler, as_numpy, raw_logprobs
+from trimtab.engine.constraining import Constraining, TextForm
 from trimtab.engine.request import Request, TokenLogprob
+from trimtab.errors import RequestError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,13 +20,17 @@ if TYPE_CHECKING:
 
 
 class Outcomes:
-    def __init__(self, scheduler: Scheduler, eos_ids: frozenset[int]) -> None:
+    def __init__(self, scheduler: Scheduler, eos_ids: frozenset[int], vocab_size: int) -> None:
         self._scheduler = scheduler
+        self._constraining = Constraining(vocab_size)
         self._eos_ids = eos_ids
         self._sampler = Sampler()
 
     def wanted(self, picks: list[Pick]) -> tuple[list[int], list[tuple[Request, int]]]:
-        """Rows whose logits are needed, and for each its request and the index of the token it predicts."""
+        """Rows whose logits are needed, and for each its request and the index of the token it predicts.
+
+        Masks for them begin to be filled: they are needed only when the model has run.
+        """
         rows: list[int] = []
         owners: list[tuple[Request, int]] = []
         at = 0
@@ -43,6 +49,7 @@ class Outcomes:
                 rows.append(at + token - 1 - request.computed)
                 owners.append((request, token))
             at += pick.count
+        self._constraining.start(owners)
         return rows, owners
 
     def use(self, logits: Tensor, owners: list[tuple[Request, int]]) -> list[Request]:
@@ -51,6 +58,7 @@ class Outcomes:
         rows: list[Row] = []
         requests: list[Request] = []
         touched: list[Request] = []
+        masks = self._constraining.masks()
         for i, (request, token) in enumerate(owners):
             if token < len(request.tokens):
                 self._score(request, token, logits[i])
@@ -69,6 +77,7 @@ class Outcomes:
                     token,
                     prompt_ids=() if plain else request.tokens[: request.prompt_length],
                     output_ids=() if plain else request.tokens[request.prompt_length :],
+                    mask=masks.get(i),
                     counts=request.counts,
                     eos_ids=self._eos_ids,
                 )
@@ -101,7 +110,8 @@ class Outcomes:
     def _append(self, request: Request, sampled: Sampled, logits: Tensor, row: int, now: float) -> None:
         """Take a sampled token into the request and see whether it ends there."""
         if sampled.error:
-            self._scheduler.finish(request, "error", sampled.error)
+            if not (request.held_back and self._try_again(request)):
+                self._scheduler.finish(request, "error", sampled.error)
             return
         token, params, metrics = sampled.token, request.params, request.metrics
         request.tokens.append(token)
@@ -121,6 +131,10 @@ class Outcomes:
             ended = "stop"
         elif params.stop_token_ids and token in params.stop_token_ids:
             ended, request.stop_reason = "stop", token
+        elif request.form is not None and not self._advance(request, request.form, token):
+            return
+        elif request.form is not None and request.form.state.stopped:
+            ended = "stop"
         if request.detokenizer is not None:
             text, met = request.stop.push(request.detokenizer.push(token))
             request.emit(text)
@@ -131,5 +145,55 @@ class Outcomes:
                 ended, request.stop_reason = "stop", met
         if ended is None and len(request.tokens) >= request.length_limit:
             ended = "length"
+        if ended == "stop" and request.held_back and self._rejected(request):
+            return
         if ended is not None:
+            if request.held_back:
+                metrics.ttft_s = now - metrics.arrival  # nobody saw anything before
             self._scheduler.finish(request, ended)
+        elif request.form is not None and params.logprobs is None and params.num_samples == params.n:
+            self._take_forced(request, request.form, now)
+
+    def _advance(self, request: Request, form: TextForm, token: int) -> bool:
+        """Take a token into the request's constraint; where that fails the request ends."""
+        if form.state.advance(token):
+            return True
+        request.fault = RequestError
+        reason = form.state.error or f"token {token} was drawn, which it does not allow"
+        self._scheduler.finish(request, "error", f"the constraint could not be followed: {reason}")
+        return False
+
+    def _take_forced(self, request: Request, form: TextForm, now: float) -> None:
+        """Append the tokens that alone are allowed next: they need no drawing, and are computed together."""
+        room = request.length_limit - len(request.tokens) - 1
+        for token in form.state.forced_tokens()[: max(room, 0)]:
+            if token in self._eos_ids or not form.state.advance(token) or form.state.stopped:
+                raise AssertionError("a forced token must be followed by another")
+            request.tokens.append(token)
+            request.unread += 1
+            if request.counts is not None:
+                request.counts.add(token)
+            request.metrics.token_times.append(now - request.metrics.arrival)
+            if request.detokenizer is not None:
+                request.emit(request.detokenizer.push(token))
+
+    def _rejected(self, request: Request) -> bool:
+        """Whether a finished text is not what was asked for and is written again."""
+        form = request.form
+        assert form is not None
+        reason = form.constraint.check(request.text)
+        if reason is None:
+            return False
+        if self._try_again(request):
+            return True
+        request.stop_reason = f"no valid text was found in {form.tries} tries; the last one: {reason}"
+        self._scheduler.finish(request, "length")
+        return True
+
+    def _try_again(self, request: Request) -> bool:
+        """Take the text up again where it had a choice; False when that has been tried often enough."""
+        assert request.form is not None
+        keep = request.form.reject(request.output_ids, request.seed)
+        if keep is not None:
+            self._scheduler.rewind(request, keep)
+        return keep is not None

@@ -5,12 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from trimtab.decoding.processors import TokenCounts
 from trimtab.decoding.sampling_params import SamplingParams
 from trimtab.decoding.stopping import StopChecker
+from trimtab.errors import NumericsError, TrimtabError
 from trimtab.kvcache.base import Sequence
 from trimtab.models.detokenizer import Detokenizer
+
+if TYPE_CHECKING:
+    from trimtab.engine.constraining import TextForm
 
 
 @dataclass(slots=True)
@@ -108,6 +113,8 @@ class Piece:
     token_ids: list[int]
     finish_reason: str | None = None
     metrics: RequestMetrics | None = None
+    logprobs: list[TokenLogprob] | None = None  # of `token_ids`, where they were asked for
+    stop_reason: str | int | None = None
 
 
 class State(Enum):
@@ -143,12 +150,14 @@ class Request:
         self.state = State.WAITING
         self.computed = 0
         self.sequence: Sequence | None = None
+        self.form: TextForm | None = None  # what the text must look like
         self.after: Request | None = (
             None  # start only when this one's prompt is computed, to share its blocks
         )
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.error: str | None = None
+        self.fault: type[TrimtabError] = NumericsError  # what `error` is raised as
         self.metrics = RequestMetrics(prompt_tokens=self.prompt_length)
         self.text_parts: list[str] = []
         self.unread = 0  # tokens not yet handed to a stream
@@ -175,10 +184,50 @@ class Request:
     def text(self) -> str:
         return "".join(self.text_parts)
 
+    @property
+    def held_back(self) -> bool:
+        """Whether the text may still be taken back, so that nobody should see it yet."""
+        return self.form is not None and self.form.holds_back and self.state is not State.FINISHED
+
+    def shorten(self, keep: int) -> None:
+        """Take back all but the first `keep` generated tokens."""
+        kept = self.output_ids[:keep]
+        del self.tokens[self.prompt_length + keep :]
+        del self.logprobs[keep:]
+        del self.metrics.token_times[keep:]
+        self.unread = keep
+        self.text_parts, self.unread_text = [], ""
+        self.cumulative_logprob = sum(x.logprob for x in self.logprobs)
+        if self.counts is not None:
+            self.counts = TokenCounts(self.tokens[: self.prompt_length], kept)
+        if self.detokenizer is not None:
+            self.detokenizer.flush()
+            for token in kept:
+                self.emit(self.detokenizer.push(token))
+
     def emit(self, text: str) -> None:
         if text:
             self.text_parts.append(text)
             self.unread_text += text
+
+    def take(self) -> Piece:
+        """What has come since this was last asked."""
+        new = self.unread
+        ids = self.tokens[len(self.tokens) - new :] if new else []
+        done = self.state is State.FINISHED
+        logprobs = None
+        if self.params.logprobs is not None:
+            logprobs = self.logprobs[len(self.logprobs) - new :] if new else []
+        piece = Piece(
+            self.unread_text,
+            ids,
+            self.finish_reason,
+            self.metrics if done else None,
+            logprobs,
+            self.stop_reason,
+        )
+        self.unread, self.unread_text = 0, ""
+        return piece
 
     def finish(self, reason: str, error: str | None = None) -> None:
         self.finish_reason = reason

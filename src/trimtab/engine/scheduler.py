@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from trimtab.engine.request import Request, State
+from trimtab.errors import RequestError
 from trimtab.kvcache.base import KVCache
 
 
@@ -109,7 +110,7 @@ class Scheduler:
         self.running.append(request)
         request.state = State.RUNNING
         metrics = request.metrics
-        if metrics.preemptions == 0:
+        if metrics.ttft_s is None and metrics.preemptions == 0:
             metrics.queue_s = time.perf_counter() - metrics.arrival
             metrics.cached_prompt_tokens = request.computed
             self.prefix_hit_tokens += request.computed
@@ -121,6 +122,13 @@ class Scheduler:
         request.state = State.WAITING
         request.metrics.preemptions += 1
         self.preemptions += 1
+        self.waiting.appendleft(request)
+
+    def rewind(self, request: Request, keep: int) -> None:
+        """Take back all but `keep` generated tokens and put the request first in the queue."""
+        self._stop(request)
+        request.shorten(keep)
+        request.state = State.WAITING
         self.waiting.appendleft(request)
 
     def finish(self, request: Request, reason: str, error: str | None = None) -> None:
@@ -141,5 +149,6 @@ class Scheduler:
             f"{self.cache.exhausted}, too little for one request of {len(request.tokens)} tokens; "
             "raise it, shorten the prompt or choose a smaller cache"
         )
+        request.fault = RequestError
         self.finish(request, "error", message)
         self.failed.append(request)

@@ -1,8 +1,8 @@
 """The constraint seam: what a request asks of its text's form, and what decoding asks of a constraint.
 
-`StructuredOutputs` is the wish, a `Constraint` is that wish compiled for one tokenizer (shared by all requests
-that have it), and a `ConstraintState` is one text's way through it. Rows are not requests: a state can be
-rolled back over tentative tokens and forked where a tree of drafts branches.
+`StructuredOutputs` is the wish, a `Constraint` is that wish compiled for one tokenizer (shared by all
+requests that have it), and a `ConstraintState` is one text's way through it. Rows are not requests: a state
+can be rolled back over tentative tokens and forked where a tree of drafts branches.
 """
 
 from __future__ import annotations
@@ -118,6 +118,11 @@ class ConstraintState(ABC):
         End tokens are allowed exactly where the text so far is complete. Ids beyond the tokenizer's
         vocabulary are never allowed.
         """
+
+    @classmethod
+    def fill_many(cls, states: Sequence[ConstraintState], out: NDArray[np.int32]) -> list[bool]:
+        """`fill_mask` for several states of this class, each into its row of `out` [R, ceil(V / 32)]."""
+        return [state.fill_mask(row) for state, row in zip(states, out, strict=True)]
 
     @abstractmethod
     def advance_many(self, tokens: Sequence[int]) -> int:

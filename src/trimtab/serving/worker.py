@@ -1,0 +1,325 @@
+"""The thread that runs the engines, and what asyncio sees of it.
+
+Engines are single-threaded, so one thread steps them all in turn; other threads leave commands in its inbox.
+What a step brings goes to the event loop in one hand-over, not one a text: at 64 streams the hand-overs would
+cost more than the tokens. A stream's reader then takes what has come at most once an interval.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trimtab.engine.request import State
+from trimtab.errors import RequestError, TrimtabError
+from trimtab.serving.ticket import Ticket, Update
+
+if TYPE_CHECKING:
+    from trimtab.decoding.sampling_params import SamplingParams
+    from trimtab.engine.engine import Engine, EngineStats, Prompt
+    from trimtab.engine.request import Request
+
+log = logging.getLogger("trimtab.serving")
+
+_SHORT_TEXT = 4096  # characters; longer prompts are tokenized off the event loop
+_FAILURES_FORGIVEN = 2
+_NAP_S = 0.2
+
+
+class Overloaded(TrimtabError):
+    """The queue is full; `retry_after_s` is about when there is room again."""
+
+    def __init__(self, waiting: int, limit: int, retry_after_s: int) -> None:
+        super().__init__(
+            f"{waiting} requests wait already and the queue holds {limit}; try again in {retry_after_s} s"
+        )
+        self.retry_after_s = retry_after_s
+
+
+class NotServing(TrimtabError):
+    """The server is loading, draining or broken."""
+
+
+class EngineFailure(RuntimeError):
+    """A bug of ours ended the requests that were under way."""
+
+
+@dataclass(slots=True)
+class WorkerStats:
+    """One engine's meters and its queue."""
+
+    engine: EngineStats
+    running: int
+    waiting: int
+
+
+class Worker:
+    """Runs the engines of the served plans in one thread.
+
+    Args:
+        engines: served name -> engine. Nothing else may drive them meanwhile.
+        max_waiting: texts that may wait to be started, over all engines.
+    """
+
+    def __init__(self, engines: Mapping[str, Engine], *, max_waiting: int = 256) -> None:
+        self._engines = dict(engines)
+        self._max_waiting = max_waiting
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Event()
+        self._tickets: dict[Request, Ticket] = {}
+        self._thread: threading.Thread | None = None
+        self._entering = 0  # texts on their way to the engine's thread
+        self._finished_at: deque[float] = deque(maxlen=64)
+        self._failures = 0
+        self._ending = False
+        self._problem = "the server is still loading; try again soon"
+
+    # --- for any thread
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are taken: False before `start`, while draining, and after repeated failures."""
+        return not self._problem
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._engines)
+
+    def engine(self, name: str) -> Engine:
+        return self._engines[name]
+
+    def stats(self, name: str) -> WorkerStats:
+        engine = self._engines[name]
+        return WorkerStats(engine.stats(), len(engine.scheduler.running), len(engine.scheduler.waiting))
+
+    @property
+    def waiting(self) -> int:
+        """Texts that are not started yet, over all engines."""
+        return self._entering + sum(len(e.scheduler.waiting) for e in self._engines.values())
+
+    def start(self) -> None:
+        """Start the thread and take requests."""
+        # A thread that comes back from a kernel must not wait the usual 5 ms for the interpreter.
+        sys.setswitchinterval(0.0005)
+        self._thread = threading.Thread(target=self._run, name="trimtab-engine", daemon=True)
+        self._problem = ""
+        self._thread.start()
+
+    def drain(self) -> None:
+        """Take no further requests; those under way go on."""
+        self._problem = "the server is shutting down"
+
+    def stop(self, drain_s: float | None = 0.0) -> None:
+        """Let what is under way end for at most `drain_s` seconds (None: as long as it takes), then cancel
+        the rest and end the thread."""
+        self.drain()
+        deadline = None if drain_s is None else time.monotonic() + drain_s
+        while self._busy and self._alive and (deadline is None or time.monotonic() < deadline):
+            time.sleep(0.01)
+        self._ending = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    # --- for the event loop
+
+    async def submit(
+        self,
+        name: str,
+        prompts: Sequence[Prompt],
+        params: Sequence[SamplingParams],
+        *,
+        live: bool = False,
+        interval_s: float = 0.0,
+    ) -> Ticket:
+        """Queue prompts, each with its parameters, as one ticket.
+
+        Args:
+            live: the ticket hands out text as it comes (iterate over it); otherwise only at the end.
+            interval_s: least time between two looks of a live ticket's reader.
+
+        Raises RequestError if one of them cannot be served (none is queued then), Overloaded if the queue is
+        full, NotServing if no requests are taken.
+        """
+        if self._problem:
+            raise NotServing(self._problem)
+        texts = sum(p.num_samples for p in params)
+        waiting = self.waiting
+        # An idle server takes any one request, however many texts it asks for.
+        if waiting and waiting + texts > self._max_waiting:
+            raise Overloaded(waiting, self._max_waiting, self._retry_after(waiting))
+        self._entering += texts
+        try:
+            engine = self._engines[name]
+            heavy = any(p.structured_outputs is not None for p in params)
+            if heavy or sum(len(p) for p in prompts if isinstance(p, str)) > _SHORT_TEXT:
+                ready = await asyncio.to_thread(_prepared, engine, prompts, params)
+            else:
+                ready = _prepared(engine, prompts, params)
+            ticket = Ticket(self, name, asyncio.get_running_loop(), live, interval_s)
+            self._send(lambda: self._admit(ticket, ready, params))
+            try:
+                await ticket.admitted
+            except asyncio.CancelledError:
+                ticket.cancel()
+                raise
+            return ticket
+        finally:
+            self._entering -= texts
+
+    def _retry_after(self, waiting: int) -> int:
+        """Seconds until the queue is about empty, from how fast texts ended lately."""
+        ended = list(self._finished_at)
+        if len(ended) < 2:
+            return 1
+        rate = len(ended) / max(time.monotonic() - ended[0], 1e-3)
+        return max(1, min(60, round(waiting / rate)))
+
+    def cancel(self, ticket: Ticket) -> None:
+        """End a ticket's texts; their memory is free within one step."""
+        self._send(lambda: self._cancel(ticket))
+
+    def _send(self, command: Callable[[], None]) -> None:
+        self._inbox.append(command)
+        self._wake.set()
+
+    # --- the engines' thread
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._tickets or self._inbox or self._entering)
+
+    @property
+    def _alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _run(self) -> None:
+        while not self._ending:
+            # Cleared before the inbox is read: a command that comes later sets it again.
+            self._wake.clear()
+            while self._inbox:
+                self._inbox.popleft()()
+            worked = False
+            for engine in self._engines.values():
+                if engine.scheduler.has_work:
+                    worked = True
+                    self._step(engine)
+            if not worked and not self._inbox:
+                self._wake.wait(_NAP_S)
+        while self._inbox:
+            self._inbox.popleft()()
+        self._fail_all(list(self._engines.values()), NotServing("the server is shutting down"))
+
+    def _step(self, engine: Engine) -> None:
+        try:
+            touched = engine.step()
+        except Exception as error:
+            log.exception("an engine step failed")
+            self._failures += 1
+            what = f"{type(error).__name__} in the engine; see the server's log"
+            self._fail_all([engine], EngineFailure(what))
+            if self._failures > _FAILURES_FORGIVEN:
+                self._problem = "the engine has failed repeatedly; restart the server"
+            return
+        news: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, list[Update]]]] = {}
+        ended: dict[Ticket, None] = {}
+        for request in touched:
+            ticket = self._tickets.get(request)
+            if ticket is None:
+                continue
+            if ticket.live and not request.held_back:
+                update = Update.of(request, ticket.place_of(request))
+                news.setdefault(ticket.loop, []).append((ticket, [update]))
+            if request.state is State.FINISHED:
+                del self._tickets[request]
+                self._finished_at.append(time.monotonic())
+                ended[ticket] = None
+        for loop, items in news.items():
+            _call(loop, _deliver, items)
+        for ticket in ended:
+            self._end(engine, ticket)
+
+    def _end(self, engine: Engine, ticket: Ticket) -> None:
+        """Close a ticket whose texts have all ended, or of which one has failed."""
+        requests = ticket.requests
+        failed = next((r for r in requests if r.error), None)
+        if failed is not None:
+            self._cancel(ticket, failed.fault(failed.error or ""))
+        elif all(r.state is State.FINISHED for r in requests):
+            pairs = zip(ticket.prompts, ticket.groups, strict=True)
+            outputs = [engine.output(prompt, group) for prompt, group in pairs]
+            _call(ticket.loop, ticket.finish, outputs, None)
+
+    def _admit(self, ticket: Ticket, prompts: Sequence[Prompt], params: Sequence[SamplingParams]) -> None:
+        if ticket.cancelled:
+            return
+        engine = self._engines[ticket.name]
+        groups: list[list[Request]] = []
+        try:
+            for prompt, wishes in zip(prompts, params, strict=True):
+                groups.append(engine.submit(prompt, wishes))
+        except Exception as error:
+            engine.cancel([r for group in groups for r in group])
+            if not isinstance(error, TrimtabError):
+                log.exception("a request could not be queued")
+                error = EngineFailure(f"{type(error).__name__} while queueing; see the server's log")
+            _call(ticket.loop, ticket.refuse, error)
+            return
+        ticket.prompts, ticket.groups = list(prompts), groups
+        for request in ticket.requests:
+            self._tickets[request] = ticket
+        _call(ticket.loop, ticket.admit)
+
+    def _cancel(self, ticket: Ticket, error: Exception | None = None) -> None:
+        engine = self._engines[ticket.name]
+        engine.cancel(ticket.requests)
+        for request in ticket.requests:
+            self._tickets.pop(request, None)
+        _call(ticket.loop, ticket.finish, None, error)
+
+    def _fail_all(self, engines: Sequence[Engine], error: Exception) -> None:
+        """End everything these engines work on, as well as can be."""
+        names = {name for name, engine in self._engines.items() if engine in engines}
+        for ticket in dict.fromkeys(self._tickets.values()):
+            if ticket.name in names:
+                try:
+                    self._cancel(ticket, error)
+                except Exception:
+                    log.exception("the cache could not be put in order")
+                    self._problem = "the engine has failed; restart the server"
+                    for request in ticket.requests:
+                        self._tickets.pop(request, None)
+                    _call(ticket.loop, ticket.finish, None, error)
+
+
+def _prepared(engine: Engine, prompts: Sequence[Prompt], params: Sequence[SamplingParams]) -> list[Prompt]:
+    """Prompts as token ids, and their constraints compiled, so that the engine's thread need not do it."""
+    tokenizer = engine.model.tokenizer
+    ready: list[Prompt] = []
+    for prompt, wishes in zip(prompts, params, strict=True):
+        if isinstance(prompt, str):
+            if tokenizer is None:
+                raise RequestError("the prompt is text but this model has no tokenizer; give token ids")
+            prompt = tokenizer.encode(prompt)
+        ready.append(prompt)
+        if wishes.structured_outputs is not None:
+            engine.compile(wishes.structured_outputs)
+    return ready
+
+
+def _deliver(items: list[tuple[Ticket, list[Update]]]) -> None:
+    for ticket, updates in items:
+        ticket.deliver(updates)
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: object) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever asked
+        loop.call_soon_threadsafe(function, *args)
