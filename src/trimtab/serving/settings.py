@@ -1,7 +1,7 @@
 """The server's settings, and the four places they come from.
 
-Flags win over the environment (`TRIMTAB_SERVE_<NAME>`), which wins over the YAML file of `--config`, which wins
-over the defaults. Every value is parsed where it enters, so that a mistake names the place it stands in.
+Flags win over the environment (`TRIMTAB_SERVE_<NAME>`), which wins over the YAML file of `--config`, which
+wins over the defaults. Every value is parsed where it enters, so that a mistake names the place it stands in.
 This module imports neither torch nor the web framework.
 """
 
