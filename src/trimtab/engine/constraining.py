@@ -25,15 +25,26 @@ MAX_TRIES = 64
 _HAND_OVER_S = 2e-4  # filling that takes longer than this goes to a thread of its own
 
 
+class _Place:
+    """One place of the tree of texts tried so far."""
+
+    __slots__ = ("avoided", "next", "spent", "width")
+
+    def __init__(self) -> None:
+        self.width = 1  # how many tokens the mask allows here
+        self.spent: set[int] = set()  # tokens below which every text was tried
+        self.avoided: set[int] = set()  # tokens that should give way to others for now
+        self.next: dict[int, _Place] = {}
+
+
 class TextForm:
-    """One request's constraint: its state, and for a mask that allows too much what was rejected so far."""
+    """One request's constraint: its state, and where the mask allows too much, the texts tried so far."""
 
     def __init__(self, constraint: Constraint) -> None:
         self.constraint = constraint
         self.state: ConstraintState = constraint.start()
         self.tries = 1
-        self.choices: list[int] = []  # places in the output where more than one token was allowed
-        self._forbidden: dict[tuple[int, ...], set[int]] = {}
+        self._path = [_Place()]
 
     @property
     def holds_back(self) -> bool:
@@ -41,26 +52,47 @@ class TextForm:
         return not self.constraint.exact
 
     def narrow(self, output: list[int], mask: Mask) -> None:
-        """Take rejected choices out of a filled mask, perhaps all; note whether there is a choice."""
-        for token in self._forbidden.get(tuple(output), ()):
-            mask[token // 32] &= ~np.int32(np.uint32(1 << token % 32).astype(np.int32))
-        bits = int(np.bitwise_count(mask.view(np.uint32)).sum())
-        if bits > 1 and (not self.choices or self.choices[-1] < len(output)):
-            self.choices.append(len(output))
+        """Take what was tried already after `output` out of a filled mask, which is never emptied by that."""
+        place = self._follow(output)
+        words = mask.view(np.uint32)
+        place.width = int(np.bitwise_count(words).sum())
+        for token in place.spent:
+            words[token // 32] &= ~np.uint32(1 << token % 32)
+        left = place.width - len(place.spent)
+        if left > len(place.avoided - place.spent):
+            for token in place.avoided:
+                words[token // 32] &= ~np.uint32(1 << token % 32)
+        else:
+            place.avoided.clear()
 
     def reject(self, output: list[int], seed: int) -> int | None:
-        """Forbid one of the choices that led to `output`; returns how many of its tokens to keep, or None
-        when there is nothing left to try."""
-        places = [place for place in self.choices if place < len(output)]
-        if not places or self.tries >= MAX_TRIES:
+        """Never write `output` again. Returns how many of its tokens to keep, for another way on from there;
+        None when every text was tried, or enough of them.
+        """
+        self._follow(output[:-1])
+        places = self._path[: len(output)]
+        for place, token in zip(reversed(places), reversed(output), strict=True):
+            place.spent.add(token)
+            place.next.pop(token, None)
+            if len(place.spent) < place.width:
+                break
+        open_places = [i for i, place in enumerate(places) if len(place.spent) < place.width]
+        if not open_places or self.tries >= MAX_TRIES:
             return None
         self.tries += 1
-        place = places[int(uniform(seed, self.tries, Purpose.RETRY) * len(places))]
-        self._forbidden.setdefault(tuple(output[:place]), set()).add(output[place])
-        self.choices = [p for p in places if p < place]
+        # Anywhere: what is wrong may lie at the beginning, and to try all endings first would take for ever.
+        keep = open_places[int(uniform(seed, self.tries, Purpose.RETRY) * len(open_places))]
+        places[keep].avoided.add(output[keep])
+        del self._path[keep + 1 :]
         self.state = self.constraint.start()
-        self.state.advance_many(output[:place])
-        return place
+        self.state.advance_many(output[:keep])
+        return keep
+
+    def _follow(self, output: list[int]) -> _Place:
+        while len(self._path) <= len(output):
+            token = output[len(self._path) - 1]
+            self._path.append(self._path[-1].next.setdefault(token, _Place()))
+        return self._path[len(output)]
 
 
 class Constraining:

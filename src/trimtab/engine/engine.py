@@ -122,7 +122,9 @@ class Engine:
         constraint = self.compile(params.structured_outputs) if params.structured_outputs else None
         limit = config.context_length
         total = len(ids) + len(_continuation or ())
-        if total > limit and not self.cache.endless:
+        # The last token of a text to score is predicted but never computed, so it may lie one beyond.
+        most = limit if _continuation is None else limit + 1
+        if total > most and not self.cache.endless:
             what = "prompt" if _continuation is None else "text to score"
             raise RequestError(
                 f"the {what} has {total} tokens and the model's context is {limit}; shorten it"

@@ -110,8 +110,7 @@ class Outcomes:
     def _append(self, request: Request, sampled: Sampled, logits: Tensor, row: int, now: float) -> None:
         """Take a sampled token into the request and see whether it ends there."""
         if sampled.error:
-            if not (request.held_back and self._try_again(request)):
-                self._scheduler.finish(request, "error", sampled.error)
+            self._scheduler.finish(request, "error", sampled.error)
             return
         token, params, metrics = sampled.token, request.params, request.metrics
         request.tokens.append(token)
@@ -184,16 +183,10 @@ class Outcomes:
         reason = form.constraint.check(request.text)
         if reason is None:
             return False
-        if self._try_again(request):
+        keep = form.reject(request.output_ids, request.seed)
+        if keep is not None:
+            self._scheduler.rewind(request, keep)
             return True
         request.stop_reason = f"no valid text was found in {form.tries} tries; the last one: {reason}"
         self._scheduler.finish(request, "length")
         return True
-
-    def _try_again(self, request: Request) -> bool:
-        """Take the text up again where it had a choice; False when that has been tried often enough."""
-        assert request.form is not None
-        keep = request.form.reject(request.output_ids, request.seed)
-        if keep is not None:
-            self._scheduler.rewind(request, keep)
-        return keep is not None
