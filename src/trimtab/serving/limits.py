@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trimtab.serving.settings import ServerSettings
 
 PROTECTED = "/v1"
+_PATIENCE = 4  # bodies up to so many times the limit are read and thrown away before they are refused
 
 
 def wrap(app: ASGIApp, settings: ServerSettings) -> ASGIApp:
@@ -99,51 +100,57 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        announced = headers.get("content-length", "")
-        if announced.isascii() and announced.isdecimal() and int(announced) > self._limit:
-            await self._too_large(send, f" of {format_bytes(int(announced))}")
+        announced = int(headers.get("content-length", 0))  # the HTTP parser has refused what is no number
+        if announced > self._limit and headers.get("expect", "").lower() == "100-continue":
+            await self._too_large(send, announced)  # a client that asks first is spared the sending
             return
         if not announced and "transfer-encoding" not in headers:
             await self._app(scope, receive, send)
             return
-        parts: list[bytes] = []
+        body = bytearray()
         size, more = 0, True
-        while more:
+        while more and size <= _PATIENCE * self._limit:
             message = await receive()
             if message["type"] != "http.request":  # gone before it had said all
                 return
-            part = message.get("body", b"")
-            size += len(part)
-            if size > self._limit:
-                await self._too_large(send, "")
-                return
-            parts.append(part)
+            size += len(message.get("body", b""))
+            # What is too large is still read for a while: most clients see no answer before they have sent all.
+            if max(size, announced) <= self._limit:
+                body += message.get("body", b"")
             more = message.get("more_body", False)
-        body = b"".join(parts)
-        parts.clear()
-        unread = True
+        if size > self._limit:
+            await self._too_large(send, announced)
+            return
+        first = True
 
         async def replay() -> Message:
-            nonlocal unread, body
-            if not unread:
+            nonlocal first, body
+            if not first:
                 return await receive()
-            unread, whole, body = False, body, b""
+            first, whole, body = False, bytes(body), bytearray()
             return {"type": "http.request", "body": whole, "more_body": False}
 
         await self._app(scope, replay, send)
 
-    async def _too_large(self, send: Send, size: str) -> None:
+    async def _too_large(self, send: Send, announced: int) -> None:
+        size = f" of {format_bytes(announced)}" if announced else ""
         message = f"the request body{size} is larger than {format_bytes(self._limit)}; send less at once"
-        # The rest of the body is still on its way; nothing else can follow on this connection.
+        # The rest of the body may be on its way still; nothing else can follow on this connection.
         close = [(b"connection", b"close")]
         await refuse(send, 413, message, code="body_too_large", headers=close)
 
 
 async def refuse(
-    send: Send, status: int, message: str, *, code: str, headers: Sequence[tuple[bytes, bytes]] = ()
+    send: Send,
+    status: int,
+    message: str,
+    *,
+    code: str,
+    kind: str = "invalid_request_error",
+    headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> None:
     """Answer with an error object as OpenAI writes it."""
-    error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+    error = {"message": message, "type": kind, "param": None, "code": code}
     body = json.dumps({"error": error}, ensure_ascii=False).encode()
     always = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": [*always, *headers]})

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from trimtab.errors import ConfigError, did_you_mean
@@ -147,6 +148,19 @@ class ServerSettings:
                 raise ConfigError(f"{name} has no effect while log_requests is off; leave one of them out")
         _check_plans(self.plans)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that the plans are served under: the first plan's, and `name:label` for the others."""
+        name = self.served_model_name or _name_of(self.plans[0].model)
+        # What holds for all plans tells none of them apart.
+        common = {
+            f.name: getattr(Plan(), f.name)
+            for f in dataclasses.fields(Plan)
+            if len({str(getattr(plan, f.name)) for plan in self.plans}) == 1
+        }
+        labels = [plan.with_(**common).label for plan in self.plans]
+        return (name, *(f"{name}:{label}" for label in labels[1:]))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values as a `--config` file has them, without the API keys."""
         values: dict[str, Any] = {}
@@ -223,6 +237,14 @@ def _plans(plans: tuple[Plan, ...], found: Mapping[str, Given]) -> tuple[Plan, .
         except ConfigError as error:
             raise ConfigError(f"{given.place}: {error}") from None
     return plans
+
+
+def _name_of(model: str | None) -> str:
+    """What a model is called by default: its folder's name, or its hub id."""
+    if model is None:
+        return "base"
+    folder = Path(model)
+    return folder.resolve().name if folder.is_dir() else model
 
 
 def _check_plans(plans: tuple[Plan, ...]) -> None:
