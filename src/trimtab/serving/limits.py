@@ -114,7 +114,7 @@ class BodyLimit:
             if message["type"] != "http.request":  # gone before it had said all
                 return
             size += len(message.get("body", b""))
-            # What is too large is still read for a while: most clients see no answer before they have sent all.
+            # What is too large is read for a while still: most clients see no answer before all is sent.
             if max(size, announced) <= self._limit:
                 body += message.get("body", b"")
             more = message.get("more_body", False)

@@ -82,7 +82,7 @@ class RequestLog:
             "error": record.error,
         }
         if self._prompts:
-            values["prompt"] = record.prompt()
+            values["prompt"] = record.prompt
         # Escaped to ASCII: a line break of any alphabet within a text never ends the line.
         return json.dumps(values, default=str).encode() + b"\n"
 
@@ -94,13 +94,13 @@ class RequestLog:
                 if self._path is not None:
                     self._reopen()
                 self._write(b"\n" + line if self._torn else line)
+                self._broken = False
             except OSError as error:
                 self.lost += 1
                 if not self._broken:
-                    self._broken = True
                     self._warn(error)
-                continue
-            self._broken = False
+                self._broken = True
+            self._lines.task_done()
         if self._path is not None:
             os.close(self._file)
 

@@ -1,13 +1,12 @@
 """One server process from its first breath to its last: listen, load, serve, drain, exit.
 
-It listens before it loads, so that whoever watches it sees 503 instead of a refused connection. Web framework,
-torch and model come in a thread meanwhile.
+It listens before it loads, so that whoever watches it sees 503 instead of a refused connection. The web
+framework, torch and the model come in a thread meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import logging
 import os
@@ -16,23 +15,23 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from trimtab import __version__
-from trimtab.errors import ConfigError
-from trimtab.serving.limits import refuse, wrap
-from trimtab.serving.metrics import CONTENT_TYPE, Metrics
+from trimtab.serving.address import BACKLOG, is_local, listen, url_of
+from trimtab.serving.front import Front
+from trimtab.serving.limits import wrap
+from trimtab.serving.metrics import Metrics
 from trimtab.serving.request_log import RequestLog
 
 if TYPE_CHECKING:
     from trimtab.serving.settings import ServerSettings
     from trimtab.serving.worker import Worker
 
-BACKLOG = 2048
 KEEP_ALIVE_S = 75  # longer than proxies keep theirs, so that it is they who close
 _LAST_WORDS_S = 5  # after the drain: for cancelled requests to say so, before the connections are cut
 
@@ -49,38 +48,6 @@ def serve(settings: ServerSettings) -> int:
     finally:
         if requests is not None:
             requests.close()
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; raises ConfigError with what is wrong with the address."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (OSError, UnicodeError):
-        raise ConfigError(f"host is {host!r}, which is no known address; try 127.0.0.1 or 0.0.0.0") from None
-    sock = socket.socket(family, kind, protocol)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        reasons = {
-            errno.EADDRINUSE: f"port {port} on {host} is in use; choose another with --port, or 0 for a free one",
-            errno.EACCES: f"port {port} is not for this user; choose one of at least 1024 with --port",
-            errno.EADDRNOTAVAIL: f"host is {host!r}, which is no address of this machine; try 127.0.0.1",
-        }
-        fallback = f"cannot listen on {host}, port {port}: {error.strerror}"
-        raise ConfigError(reasons.get(error.errno or 0, fallback)) from None
-    return sock
-
-
-def url_of(sock: socket.socket, path: str = "") -> str:
-    """The address that a listening socket is reached at from this machine."""
-    host, port = sock.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}{path}"
 
 
 def build_worker(settings: ServerSettings) -> Worker:
@@ -101,34 +68,6 @@ def build_worker(settings: ServerSettings) -> Worker:
         engine.reset_stats()
         engines[name] = engine
     return Worker(engines, max_waiting=settings.max_queue)
-
-
-class Front:
-    """What is at the socket from the start: the metrics, and 503 until there is an app to hand over to."""
-
-    def __init__(self, metrics: Metrics, root_path: str = "") -> None:
-        self.app: ASGIApp | None = None
-        self._metrics = metrics
-        self._root_path = root_path
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"].removeprefix(self._root_path)
-        if path == "/metrics" and scope["method"] in ("GET", "HEAD"):
-            await _answer(send, 200, CONTENT_TYPE, self._metrics.text())
-        elif self.app is not None:
-            await self.app(scope, receive, send)
-        elif path == "/health":
-            await _answer(send, 503, "application/json", b'{"status":"loading"}')
-        else:
-            message = "the server is still loading; try again soon"
-            later = [(b"retry-after", b"1")]
-            await refuse(send, 503, message, code="not_ready", kind="service_unavailable", headers=later)
-
-
-async def _answer(send: Send, status: int, kind: str, body: bytes) -> None:
-    headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 class _Server(uvicorn.Server):
@@ -207,10 +146,8 @@ class _Process:
         self._in_loop(self._loaded, worker, ready)
 
     def _in_loop(self, *call: object) -> None:
-        try:
+        with suppress(RuntimeError):  # a signal may have ended the loop meanwhile
             self.loop.call_soon_threadsafe(*call)  # type: ignore[arg-type]
-        except RuntimeError:  # a signal has ended the loop meanwhile
-            pass
 
     def _failed(self, error: BaseException) -> None:
         self.failure = error
@@ -234,7 +171,7 @@ class _Process:
         width = max(map(len, settings.names))
         for name, plan in zip(settings.names, settings.plans, strict=True):
             _say(f"  model {name:{width}}  plan {plan}")
-        if not settings.api_key and not _is_local(self.sock):
+        if not settings.api_key and not is_local(self.sock):
             _say("  anyone who reaches this address can use it: set an API key in TRIMTAB_API_KEY")
 
     # --- the end
@@ -256,14 +193,7 @@ class _Process:
         self.drainer.start()
 
 
-def _is_local(sock: socket.socket) -> bool:
-    host = sock.getsockname()[0]
-    return host.startswith("127.") or host == "::1"
-
-
 def _say(text: str) -> None:
     """A line for people, on stderr; a terminal that has gone away does not stop a server."""
-    try:
+    with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
-    except OSError:
-        pass
