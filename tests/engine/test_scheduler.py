@@ -243,3 +243,33 @@ def test_scoring_needs_no_step_for_the_last_token() -> None:
     assert sum(p.count for step in runner.steps for p in step) == 24
     [scored] = engine.score([(text, [continuation(text, 1)[0], 2, 2])])
     assert scored.greedy == [True, False, False]
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_burst_with_one_beginning_computes_it_once(shares: bool) -> None:
+    """Also from cold: the others wait for the first one's blocks, and whoever shares nothing goes ahead."""
+    engine, runner = fake_engine(blocks=200, max_batch=6, max_step_tokens=600, prefix_caching=shares)
+    system = prompt(128)
+    prompts = [system + prompt(5, seed) for seed in range(1, 5)]
+    first, *others = [engine.submit(tokens, greedy(3))[0] for tokens in prompts]
+    [stranger] = engine.submit(prompt(20, 9), greedy(3))
+    run(engine)
+    assert [r.output_ids for r in [first, *others]] == [continuation(tokens, 3) for tokens in prompts]
+    assert [r.metrics.cached_prompt_tokens for r in others] == [128 * shares] * 3
+    begun = [next(i for i, c in enumerate(counts(runner, r)) if c) for r in [first, stranger, *others]]
+    assert begun == ([0, 0, 1, 1, 1] if shares else [0] * 5), "who shares nothing is not held up"
+
+
+def test_who_waits_for_another_starts_when_that_one_is_cancelled_or_preempted() -> None:
+    engine, _ = fake_engine(blocks=200, max_batch=4, max_step_tokens=512)
+    system = prompt(128)
+    [first] = engine.submit([*system, 3], greedy(3))
+    [second] = engine.submit([*system, 4], greedy(3))
+    engine.scheduler.schedule()
+    assert second.after is first and second.state is State.WAITING
+    engine.scheduler.preempt(first)
+    engine.scheduler.schedule()
+    assert first.state is State.RUNNING and second.state is State.WAITING
+    engine.cancel([first])
+    run(engine)
+    assert second.output_ids == continuation([*system, 4], 3)

@@ -153,7 +153,7 @@ class Engine:
             if constraint is not None:
                 request.form = TextForm(constraint)
             if i and self.scheduler.prefix_caching:
-                request.after = requests[0]
+                request.after, request.after_tokens = requests[0], len(ids)
             requests.append(request)
         for request in requests:
             self.scheduler.add(request)

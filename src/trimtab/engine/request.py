@@ -151,9 +151,8 @@ class Request:
         self.computed = 0
         self.sequence: Sequence | None = None
         self.form: TextForm | None = None  # what the text must look like
-        self.after: Request | None = (
-            None  # start only when this one's prompt is computed, to share its blocks
-        )
+        self.after: Request | None = None  # start only when this one has computed that many tokens,
+        self.after_tokens = 0  # to share its blocks
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.error: str | None = None

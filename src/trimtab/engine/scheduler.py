@@ -16,6 +16,8 @@ from trimtab.engine.request import Request, State
 from trimtab.errors import RequestError
 from trimtab.kvcache.base import KVCache
 
+_WORTH_WAITING = 32  # tokens
+
 
 @dataclass(slots=True)
 class Pick:
@@ -89,10 +91,25 @@ class Scheduler:
 
     def _next_waiting(self) -> Request | None:
         for request in self.waiting:
+            if self.prefix_caching and request.after is None and request.params.prompt_logprobs is None:
+                self._follow(request)
             ahead = request.after
-            if ahead is None or ahead.state is State.FINISHED or ahead.computed >= ahead.prompt_length:
+            if ahead is None or ahead.state is State.FINISHED or ahead.computed >= request.after_tokens:
                 return request
         return None
+
+    def _follow(self, request: Request) -> None:
+        """Let the request wait for one that is computing the same beginning, to take it over."""
+        for other in self.running:
+            end = min(other.prompt_length, request.prompt_length)
+            if end - other.computed < _WORTH_WAITING:
+                continue
+            common = 0
+            while common < end and request.tokens[common : common + 16] == other.tokens[common : common + 16]:
+                common += 16
+            if common - other.computed >= _WORTH_WAITING:
+                request.after, request.after_tokens = other, min(common, end)
+                return
 
     def _start(self, request: Request, budget: int) -> bool:
         sequence = self.cache.open(request.prompt_length)
