@@ -33,7 +33,7 @@ def test_it_says_what_it_serves_and_answers(server):
     assert f"is ready at http://127.0.0.1:{server.port}" in text
     assert "model base " in text and "model base:kivi:bits=2" in text
     assert server.ask("GET", "/health")[0] == 200
-    status, body = server.ask("GET", "/v1/models")
+    _, body = server.ask("GET", "/v1/models")
     assert [model["id"] for model in json.loads(body)["data"]] == ["base", "base:kivi:bits=2"]
     for name in ("base", "base:kivi:bits=2"):
         body = {"model": name, "prompt": "Once", "max_tokens": 3}

@@ -59,7 +59,7 @@ def run(
         int | None, _option("Most completions waiting; more are answered 429. Default: 256.", "N")
     ] = None,
     max_n: Annotated[
-        int | None, _option("Most completions and most prompts of one request. Default: 128.", "N")
+        int | None, _option("Most completions of one request, all prompts together. Default: 128.", "N")
     ] = None,
     max_body: Annotated[
         str | None, _option("Largest request body; larger: 413. Default: 8MiB.", "SIZE")

@@ -130,7 +130,7 @@ class ServerSettings:
     cors_origins: tuple[str, ...] = _setting((), _each(_origin), "web origins that may call from a browser")
     playground: bool = _setting(True, _flag, "serve the page at /")
     max_queue: int = _setting(256, _count(1), "most completions waiting; more are answered 429")
-    max_n: int = _setting(128, _count(1), "most completions and most prompts of one request")
+    max_n: int = _setting(128, _count(1), "most completions of one request, all prompts together")
     max_body: int = _setting(8 << 20, parse_bytes, "largest request body; larger ones are answered 413")
     request_timeout: float | None = _setting(None, _seconds_or_none, "longest time for one request")
     drain_timeout: float = _setting(30.0, seconds, "on SIGTERM, time for running requests to end")
