@@ -15,7 +15,7 @@ import pytest
 from trimtab.cli.main import COMMANDS
 
 FOLDER = Path(__file__).parent / "help"
-PARTS = ("inspect heads",)  # commands of a group
+PARTS = ("inspect heads", "bench serve")  # commands of a group
 HEAVY = ("torch", "numpy", "rich", "transformers", "tokenizers", "yaml", "jinja2", "huggingface_hub")
 
 

@@ -1,15 +1,49 @@
-"""`trimtab bench`: how fast a plan runs here, next to what the machine allows."""
+"""`trimtab bench`: how fast a plan runs here; `trimtab bench serve`: how its server stands load."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from trimtab.cli import common
+from trimtab.cli import bench_serve, common
 from trimtab.cli.measuring import measure
 
+SPEED = "speed"  # the command that runs when no other is named
 
+
+class BenchGroup(TyperGroup):
+    """`bench [MODEL]` is the speed task; only a first word that names a command means something else.
+
+    A model folder that is called like a command is written `./serve`.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or args[0] not in self.commands or args[0] == SPEED:
+            args = [SPEED, *args]
+        return super().parse_args(ctx, args)
+
+
+class SpeedCommand(TyperCommand):
+    """Goes by the group's name, in usage lines and in errors."""
+
+    def make_context(self, info_name: Any, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        name, above = (parent.info_name, parent.parent) if parent is not None else (info_name, None)
+        return super().make_context(name, args, parent=above, **extra)
+
+
+group = typer.Typer(
+    cls=BenchGroup, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+)
+
+
+@group.callback()
+def about() -> None:
+    """Measure a plan's speed, alone or behind a server under load."""
+
+
+@group.command(SPEED, cls=SpeedCommand)
 def run(
     model: common.ModelArgument = None,
     plan: common.PlanOption = None,
@@ -32,10 +66,13 @@ def run(
 ) -> None:
     """Measure a plan's speed: first token, time per token, throughput, KV bytes, achieved bandwidth.
 
+    How a plan's server stands load is measured by 'trimtab bench serve'.
+
     \b
     Examples:
       trimtab bench
       trimtab bench ./my-model --cache kivi:bits=2 --threads 4
+      trimtab bench serve --rates 1,2,4,8
     """
     chosen = common.make_plan(
         plan,
@@ -49,3 +86,6 @@ def run(
     )
     task = f"speed:{speed}" if speed else "speed"
     measure([chosen], [task], seed=seed, out=None, as_json=as_json)
+
+
+group.command("serve")(bench_serve.run)
