@@ -79,7 +79,7 @@ class Mock:
             return error(429, "the queue is full", {"Retry-After": "3"})
         return StreamingResponse(self.chunks(body, prompt, request), media_type="text/event-stream")
 
-    async def chunks(self, body: dict[str, Any], prompt: str, request: Request) -> AsyncIterator[str]:
+    async def chunks(self, body: dict[str, Any], prompt: str, request: Request) -> AsyncIterator[bytes]:
         chat, kivi = "messages" in body, "kivi" in body["model"]
         prompt_tokens = len(prompt) // 4 + 10 * len(body.get("messages", ()))
         self.writing += 1
@@ -90,16 +90,21 @@ class Mock:
                     self.disconnected += 1
                     return
                 chunk = self.chunk(body, chat, piece, None, prompt_tokens, number, kivi)
-                # Split inside the event and inside a character: readers must put both together.
-                yield f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+                # Events come in parts, characters too: readers must put them together.
+                event = f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n".encode()
+                middle = event.find(b'content": "') + len(b'content": "') + 1
+                yield event[:middle]
+                await asyncio.sleep(0.001)
+                yield event[middle:]
                 if prompt == "break" and number == 3:
-                    yield f"data: {json.dumps({'error': {'message': 'the engine failed', 'code': 500}})}\n\n"
+                    failure = {"error": {"message": "the engine failed", "code": 500}}
+                    yield f"data: {json.dumps(failure)}\n\n".encode()
                     return
                 if prompt == "cut" and number == 3:
                     return
                 await asyncio.sleep(0.005 if prompt != "slow" else 0.02)
             last = self.chunk(body, chat, "", "stop", prompt_tokens, number, kivi)
-            yield f"data: {json.dumps(last)}\r\n\r\ndata: [DONE]\r\n\r\n"
+            yield f"data: {json.dumps(last)}\r\n\r\ndata: [DONE]\r\n\r\n".encode()
         except asyncio.CancelledError:
             self.disconnected += 1
             raise
@@ -134,6 +139,8 @@ def pieces(prompt: str, kivi: bool) -> Iterator[str]:
     """The words the mock answers with."""
     if prompt == "slow":
         yield from (f"word{i} " for i in range(100_000))
+    elif prompt in ("break", "cut"):
+        yield from ("one ", "two ", "three ", "four ")
     elif prompt == "fork":
         yield from re.findall(r"\s*\S+", f"The tide came in at {'midnight' if kivi else 'midday'} and rose.")
     else:

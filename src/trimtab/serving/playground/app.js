@@ -3,7 +3,7 @@
 import { models, ServerError, stream, useKey } from "./client.js";
 import { $, copy, say, save } from "./dom.js";
 import { Answer, Exchange } from "./exchange.js";
-import { formOf, lanes, mode, model, nameOf, serve, show } from "./lanes.js";
+import { answerNames, formOf, lanes, mode, model, serve, show } from "./lanes.js";
 import { differences, makeRequest, readForm } from "./settings.js";
 import { asCurl, asPython } from "./snippets.js";
 
@@ -75,8 +75,8 @@ async function ask(prompt) {
   const bodies = asked.map((one) => one.body);
   const note = asked.length === 2 ? sharedSeed(bodies) : "";
   const about = asked.length === 2 ? differences(bodies) : [""];
-  const answers = asked.map((one, i) =>
-    new Answer(nameOf(model(lanes()[i])), about[i], one, i, mode() === "text" ? prompt : ""));
+  const names = answerNames();
+  const answers = asked.map((one, i) => new Answer(names[i], about[i], one, i, mode() === "text" ? prompt : ""));
   const exchange = new Exchange(mode(), prompt, answers, note);
   exchanges.push(exchange);
   $("log").append(exchange.element);
@@ -252,4 +252,4 @@ $("try-again").addEventListener("click", connect);
 show();
 refresh();
 connect();
-if (matchMedia("(pointer: fine)").matches) $("prompt").focus();
+if (matchMedia("(pointer: fine)").matches) $("prompt").focus({ preventScroll: true });

@@ -16,15 +16,20 @@ export function firstDifference(a, b) {
 
 const isLowHalf = (a, at, b) => [a, b].some((text) => (text.charCodeAt(at) & 0xfc00) === 0xdc00);
 
+/** Where the word begins in which the texts first differ at `at`. */
+export function wordStart(a, b, at) {
+  const between = [a, b].every((text) => !/^\S/.test(text.slice(at)));
+  return between ? at : at - /\S*$/.exec(a.slice(0, at))[0].length;
+}
+
 /** The text cut in three: what both share, the first word that differs, the rest. */
-export function cut(text, at) {
-  const start = at - /\S*$/.exec(text.slice(0, at))[0].length;
-  const length = /^\s*\S*/.exec(text.slice(start))[0].length;
-  return [text.slice(0, start), text.slice(start, start + length), text.slice(start + length)];
+export function cut(text, start) {
+  const end = start + /^\s*\S*/.exec(text.slice(start))[0].length;
+  return [text.slice(0, start), text.slice(start, end), text.slice(end)];
 }
 
 /** The sentences below two answers: the right one's figures over the left one's, and where the texts part. */
-export function comparison(left, right, names) {
+export function comparison(left, right) {
   const ratio = (figure) => figure(right) / figure(left);
   const tokens = (answer) => answer.usage?.completion_tokens;
   const rows = (answer) => answer.usage?.prompt_tokens + tokens(answer);
@@ -36,29 +41,31 @@ export function comparison(left, right, names) {
     ["tokens/s", times(ratio((a) => a.tokensPerSecond))],
     ["first token", times(ratio((a) => a.firstToken))],
   );
-  const at = firstDifference(left.text, right.text);
-  const common = [...left.text.slice(0, at)].length;
-  const texts = at < 0
-    ? "Both wrote the same text."
-    : at === 0
-      ? "The texts differ from the first word."
-      : `The texts are the same for ${count(common, "character")}; the first word that differs is marked.`;
   return el("div", { class: "comparison" },
     el("p", { class: "ratios" },
-      el("b", {}, names[1]), " against ", el("b", {}, names[0]), " ",
+      el("span", {}, el("b", {}, right.name), " against ", el("b", {}, left.name)), " ",
       ...parts.flatMap(([name, value]) => [el("span", {}, `${name} `, el("b", {}, value)), " "])),
-    el("p", {}, texts));
+    el("p", {}, aboutTexts(left, right)));
+}
+
+function aboutTexts(left, right) {
+  const at = firstDifference(left.text, right.text);
+  if (at < 0) return "Both wrote the same text.";
+  const same = `The texts are the same for ${count([...left.text.slice(0, at)].length, "character")}`;
+  const ended = [left, right].find((answer) => answer.text.length === at);
+  if (ended) return `${same}; then ${ended.name} ends.`;
+  return at === 0 ? "The texts differ from the first word." : `${same}; the first word that differs is marked.`;
 }
 
 /** Bytes held over tokens known, one line an answer, drawn on the same scales. */
 export function chart(answers) {
   const all = answers.flatMap((answer) => answer.series);
+  if (answers.some((answer) => answer.series.length < 2)) return null;
   const width = Math.max(...all.map(([tokens]) => tokens));
   const height = Math.max(...all.map(([, held]) => held));
-  if (!(width > 0 && height > 0) || answers.some((answer) => answer.series.length < 2)) return null;
   const start = Math.min(...all.map(([tokens]) => tokens));
   const place = ([tokens, held]) =>
-    `${(100 * (tokens - start) / Math.max(1, width - start)).toFixed(2)},${(38 - 35 * held / height).toFixed(2)}`;
+    `${(100 * (tokens - start) / (width - start)).toFixed(2)},${(38 - 35 * held / height).toFixed(2)}`;
   const lines = answers.map((answer, i) =>
     shape("polyline", { class: `line-${i}`, points: answer.series.map(place).join(" ") }));
   return el("figure", {},

@@ -1,6 +1,6 @@
 // One prompt and its answers: what is known of them, and how they stand on the page.
 
-import { chart, comparison, cut, firstDifference } from "./compare.js";
+import { chart, comparison, cut, firstDifference, wordStart } from "./compare.js";
 import { el, keepingEnd } from "./dom.js";
 import { bytes, count, digits, seconds } from "./words.js";
 
@@ -15,15 +15,15 @@ export class Answer {
     this.body = el("p", { class: "text" }, prompt ? el("span", { class: "given" }, prompt) : null);
     this.node = this.body.appendChild(document.createTextNode(""));
     this.cells = Object.fromEntries(["speed", "first", "held", "tokens"].map((key) => [key, el("dd", {}, "–")]));
+    this.figures = el("dl", { class: "figures" });
     this.below = el("p", { class: "small" });
     const figure = (label, key) => el("div", {}, el("dt", {}, label), this.cells[key]);
+    this.figures.append(figure("tokens/s", "speed"), figure("first token", "first"),
+      figure("KV bytes", "held"), figure("tokens", "tokens"));
+    // Four parts, whatever happens: those of two answers stand in line.
     this.element = el("article", { class: `answer of-${column} writing`, "aria-label": `Answer of ${name}` },
       el("p", { class: "name" }, el("b", {}, name), about ? ` ${about}` : ""),
-      this.body,
-      el("dl", { class: "figures" },
-        figure("tokens/s", "speed"), figure("first token", "first"), figure("KV bytes", "held"),
-        figure("tokens", "tokens")),
-      this.below);
+      el("div", {}, this.body), this.figures, el("div", {}, this.below));
   }
 
   /** Whether a conversation can go on from it. */
@@ -54,7 +54,9 @@ export class Answer {
     for (const [key, value] of Object.entries(chunk.trimtab ?? {})) if (value !== null) this.stats[key] = value;
     const known = this.usage?.prompt_tokens + this.usage?.completion_tokens;
     // The last chunk may come after the blocks were given back.
-    if (chunk.trimtab?.kv_bytes_held > 0 && known > 0) this.series.push([known, chunk.trimtab.kv_bytes_held]);
+    if (chunk.trimtab?.kv_bytes_held > 0 && known > (this.series.at(-1)?.[0] ?? 0)) {
+      this.series.push([known, chunk.trimtab.kv_bytes_held]);
+    }
     this.frame ??= requestAnimationFrame(() => this.write());
   }
 
@@ -79,6 +81,8 @@ export class Answer {
       this.element.classList.remove("writing");
       this.below.textContent = this.notes().join(" ");
       if (error) this.body.after(el("p", { class: "problem" }, error));
+      // Refused before it began: there is nothing to measure.
+      if (error && !this.text) this.body.hidden = this.figures.hidden = true;
     });
   }
 
@@ -97,10 +101,10 @@ export class Answer {
   }
 
   /** Marks the first word in which the text differs from the other's. */
-  mark(at) {
-    const [same, word, rest] = cut(this.text, at);
+  mark(start) {
+    const [same, word, rest] = cut(this.text, start);
     this.node.replaceWith(same,
-      el("mark", {}, el("span", { class: "unseen" }, "[differs from here] "), word || "⏹"), rest);
+      el("mark", {}, el("span", { class: "unseen" }, "[differs from here] "), word || "∎"), rest);
   }
 
   toJSON() {
@@ -127,15 +131,17 @@ export class Exchange {
         for (const answer of this.answers.filter((one) => one.text)) {
           const button = el("button", { type: "button", class: "quiet" }, "Go on from here");
           button.addEventListener("click", () => goOn(this.prompt + answer.text));
-          answer.element.append(button);
+          answer.below.after(button);
         }
       }
       const [left, right] = this.answers;
       if (!right || left.error || right.error || !(left.text || right.text)) return;
       const at = firstDifference(left.text, right.text);
-      if (at >= 0) this.answers.forEach((answer) => answer.mark(at));
-      const names = left.name === right.name ? ["left", "right"] : [left.name, right.name];
-      this.columns.after(comparison(left, right, names), chart(this.answers) ?? "");
+      if (at >= 0) {
+        const start = wordStart(left.text, right.text, at);
+        this.answers.forEach((answer) => answer.mark(start));
+      }
+      this.columns.after(comparison(left, right), chart(this.answers) ?? "");
     });
   }
 

@@ -22,7 +22,11 @@ export const mode = () => ($("mode").querySelector("[value='text']").checked ? "
 export const model = (lane) => served.find((one) => one.id === $(`model-${lane}`).value);
 /** The form that holds for a column. */
 export const formOf = (lane) => forms[$("same").checked ? 0 : lane];
-export const nameOf = (one) => one.trimtab?.label ?? one.id;
+/** What the answers of the columns are called: by plan, and by side where that is not enough. */
+export function answerNames() {
+  const names = lanes().map((lane) => model(lane).trimtab?.label ?? model(lane).id);
+  return names.length === 2 && names[0] === names[1] ? [`${names[0]}, left`, `${names[1]}, right`] : names;
+}
 
 /** Puts the served models into the menus; what was chosen stays chosen where it is still served. */
 export function serve(list) {
@@ -39,16 +43,15 @@ export function serve(list) {
 /** Makes the page fit what is chosen. */
 export function show() {
   const two = columns() === 2;
-  const alone = two && served.length === 1;
   const templates = lanes().every((lane) => model(lane)?.trimtab?.chat !== false);
   const chat = $("mode").querySelector("[value='chat']");
   chat.disabled = !templates;
-  chat.parentElement.title = templates ? "" : "The model has no chat template, so its text is continued.";
   if (!templates) $("mode").querySelector("[value='text']").checked = true;
 
   for (const lane of [0, 1]) $(`plan-${lane}`).replaceChildren(...planLine(model(lane)));
   $("model-1").parentElement.hidden = !two;
-  document.querySelector("label[for='model-0']").textContent = two ? "Model and plan, left" : "Model and plan";
+  $("alone").hidden = two;
+  $("beside").hidden = !two;
   document.body.classList.toggle("two", two);
   document.body.classList.toggle("continues", mode() === "text");
 
@@ -62,10 +65,9 @@ export function show() {
   $("empty-lead").textContent = two
     ? "One prompt, two answers: bytes, speed and text of both stand beside each other when they are done."
     : "Each answer shows how fast it came and how many bytes its past takes up under the chosen plan.";
-  $("hint").hidden = !alone;
-  $("hint").replaceChildren(
-    "This server runs one plan, so the columns compare settings: choose them for left and right under Settings. "
-    + "To compare two plans, start it with ", el("code", {}, SERVE_TWO), ".");
+  const hints = [...(templates ? [] : ["The model has no chat template, so it continues text. "]), ...hintFor(two)];
+  $("hint").hidden = hints.length === 0;
+  $("hint").replaceChildren(...hints);
   const starters = STARTERS[mode()].map((text) => {
     const button = el("button", { type: "button" }, text);
     button.addEventListener("click", () => {
@@ -76,6 +78,16 @@ export function show() {
     return el("li", {}, button);
   });
   $("starters").replaceChildren(...starters);
+}
+
+/** Why the two columns would show the same, and what to do about it. */
+function hintFor(two) {
+  if (!two || model(0)?.id !== model(1)?.id) return [];
+  if (served.length === 1) {
+    return ["This server runs one plan, so the columns compare settings: choose them for left and right under "
+      + "Settings. To compare two plans, start it with ", el("code", {}, SERVE_TWO), "."];
+  }
+  return $("same").checked ? ["Both columns have the same plan and settings: change one of them."] : [];
 }
 
 function planLine(one) {
