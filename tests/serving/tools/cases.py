@@ -109,11 +109,12 @@ def _closers(kind: str) -> frozenset[int]:
     return frozenset(i for i, text in texts if text.startswith(('"', "}", "]", "<", "[TOOL", "{")))
 
 
-def walk(plan: ToolPlan, kind: str, seed: int, limit: int = 300) -> tuple[str, str]:
+def walk(plan: ToolPlan, kind: str, seed: int, begin: str, limit: int = 300) -> tuple[str, str]:
     """A random answer that the constraint allows, and why it ended; decoded as the plan says."""
     rng = random.Random(seed)
     tokenizer, state = TOKENIZERS[kind](), matcher(plan, kind)
-    ids: list[int] = []
+    ids = tokenizer.encode(begin, add_special_tokens=False)
+    assert state.consume_tokens(ids)
     reason = "length"
     while len(ids) < limit:
         if state.is_stopped():

@@ -6,6 +6,7 @@ import pytest
 
 from serving.tools.cases import SCHEMAS, TOKENIZERS, TOOLS, WEATHER, accepts, plan_for, tool, walk
 from trimtab.errors import RequestError
+from trimtab.serving.tools import FORMATS
 
 FORMS = ["hermes", "llama3", "mistral", "generic"]
 OSLO, POINT = '{"city": "Oslo"}', '{"points":[{"x":3}],"near":null}'
@@ -90,7 +91,10 @@ def test_random_answers_are_valid_calls(form, kind, choice, parallel, seeds):
     plan = plan_for(form, kind, wanted, parallel)
     ended = called = 0
     for seed in seeds:
-        text, reason = walk(plan, kind, seed)
+        # By chance alone few texts would hit upon a trigger.
+        bare = form == "llama3" and (kind == "plain" or seed % 4 == 1)
+        trigger = '{"name":' if bare else FORMATS[form].trigger
+        text, reason = walk(plan, kind, seed, trigger if choice == "auto" and seed % 2 else "")
         parsed = plan.parser()
         parsed.push(text)
         got = parsed.finish(reason)
@@ -115,7 +119,7 @@ def test_random_answers_are_valid_calls(form, kind, choice, parallel, seeds):
         if got.tool_calls:
             assert got.finish_reason == ("stop" if choice == "named" else "tool_calls")
     assert ended >= len(seeds) // 2
-    assert called >= 1 or choice == "auto"
+    assert called >= ended // 4
 
 
 def test_none_asks_nothing_of_the_text():
@@ -171,15 +175,34 @@ class TestSchemasTheEngineCannotKeep:
         assert accepts(plan, call % "[1, 1]")
         assert not accepts(plan, call % "1")
 
-    def test_or_any_object(self):
+    def test_one_that_no_mask_can_keep_is_refused(self):
         schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=x)x"}}}
-        plan = plan_for("hermes", tools=[*TOOLS, tool("f", schema)])
-        assert "look-around" in plan.notes[0]
-        call = '<tool_call>{"name": "f", "arguments": %s}</tool_call>'
-        assert accepts(plan, call % '{"b": 1}')
-        assert not accepts(plan, call % "1")
+        with pytest.raises(RequestError, match=r"parameters of tool 'f' cannot be used: pattern"):
+            plan_for("hermes", tools=[*TOOLS, tool("f", schema)])
+        with pytest.raises(RequestError, match=r"tool 'f' cannot be used: .*no JSON text"):
+            plan_for("hermes", tools=[tool("f", {"properties": {"a": False}, "required": ["a"]})])
+
+    def test_what_can_be_said_in_other_words_is_exact(self):
+        schema = {"type": "object", "not": {"required": ["a"]}, "properties": {"d": {"format": "date"}}}
+        plan = plan_for("hermes", tools=[*TOOLS, tool("f", schema, strict=True)])
+        assert plan.notes == ()
+        call = '<tool_call>{"name": "f", "arguments": {"%s": "%s"}}</tool_call>'
+        assert accepts(plan, call % ("d", "2024-02-29"))
+        assert not accepts(plan, call % ("d", "2023-02-29"))
+        assert not accepts(plan, call % ("a", "b"))
 
     def test_a_schema_cannot_loosen_itself(self):
-        loose = {**WEATHER, "x-guidance": {"lenient": True, "whitespace_flexible": True}, "not": {}}
-        with pytest.raises(RequestError, match="not"):
-            plan_for("hermes", tools=[*TOOLS, tool("f", loose, strict=True)])
+        loose = {**WEATHER, "x-guidance": {"lenient": True, "whitespace_pattern": "[\\x20]+"}}
+        plan = plan_for("hermes", choice="required", tools=[tool("f", loose)])
+        call = '<tool_call>{"name": "f", "arguments": {"city":%s"Oslo"}}</tool_call>'
+        assert accepts(plan, call % " ")
+        assert not accepts(plan, call % "   ")
+
+    def test_names_that_are_words_of_the_grammar(self):
+        # A tokenizer that drops a first space has the rule `start` renamed.
+        schema = {"type": "object", "properties": {"start": {"const": "start"}}, "required": ["start"]}
+        plan = plan_for("hermes", choice="required", tools=[tool("start", schema)])
+        assert plan.wish is not None
+        assert plan.wish.grammar is not None
+        assert len(re.findall(r"\bstart\b", plan.wish.grammar)) == 1
+        assert accepts(plan, '<tool_call>{"name": "start", "arguments": {"start": "start"}}</tool_call>')

@@ -118,11 +118,8 @@ class TestTemplatesThatDoNot:
     def test_roles_take_turns(self, source):
         messages = [*CHAT, RESULT, {"role": "user", "content": "So?"}]
         plan = planned(source)
-        assert [m["role"] for m in plan.messages(messages) if m["role"] != "system"] == [
-            "user",
-            "assistant",
-            "user",
-        ]
+        roles = [m["role"] for m in plan.messages(messages) if m["role"] != "system"]
+        assert roles == ["user", "assistant", "user"]
         text = prompt(plan, source, messages)
         assert text.count("<tool_response>\n{") == 2
         assert "So?" in text
@@ -195,6 +192,15 @@ class TestSpecialTokens:
         for i in [*tokenizer.encode("Hello", add_special_tokens=False), min(tokenizer.eos_ids)]:
             parser.push(tokenizer.decode([i], skip_special_tokens=False))
         assert parser.finish("stop").content == "Hello"
+
+
+def test_a_form_that_is_not_known_is_told():
+    source = QWEN25.replace("Call them", "<function=name>")
+    plan = planned(source)
+    assert plan.template_tools is None
+    assert "not known" in plan.notes[0]
+    assert "These functions" in prompt(plan, source)
+    assert planned(QWEN25).notes == planned(PLAIN).notes == planned(source, tools=None).notes == ()
 
 
 def test_parallel_tool_calls_needs_tools():

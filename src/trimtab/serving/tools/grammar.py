@@ -9,21 +9,15 @@ no text matches.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, Final
+from dataclasses import dataclass
 
 from trimtab.decoding.constraints.base import StructuredOutputs
 from trimtab.errors import RequestError
 from trimtab.models.tokenizer import Tokenizer
-from trimtab.serving.tools.definitions import Choice, Function
+from trimtab.serving.tools.definitions import Choice
 from trimtab.serving.tools.formats import ToolFormat
-
-# One blank or line break where white space may stand: without a bound a weak model writes blanks forever.
-_SPACING: Final = {"whitespace_pattern": r"[\x20\n]"}
-_ANYTHING: Final = {"type": "object"}
+from trimtab.serving.tools.schemas import inline
 
 
 @dataclass(frozen=True)
@@ -38,66 +32,32 @@ class CallGrammar:
 
     wish: StructuredOutputs | None = None
     arguments_of: str | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 def call_grammar(choice: Choice, parallel: bool, form: ToolFormat, tokenizer: Tokenizer) -> CallGrammar:
     """The wish that keeps an answer to `choice`. Raises RequestError for a strict schema it cannot keep."""
     if choice.kind == "none":
         return CallGrammar()
+    kept = [inline(function) for function in choice.functions]
     forced = choice.kind == "named" or (choice.kind == "required" and not parallel)
-    if forced and len(choice.functions) == 1:
+    if forced and len(kept) == 1 and kept[0].left:
+        # As the whole text it can be checked at its end, which a part of a grammar cannot.
         (only,) = choice.functions
-        if not_exact(only.schema) is not None:
-            # As the whole text it may be checked at its end, which a part of a grammar cannot.
-            return CallGrammar(StructuredOutputs(json=only.schema), only.name)
-    notes: list[str] = []
-    schemas = [_inline(function, notes) for function in choice.functions]
-    lark = _lark(choice, schemas, parallel, form, tokenizer)
+        return CallGrammar(StructuredOutputs(json=only.schema), only.name)
+    notes = []
+    for function, schema in zip(choice.functions, kept, strict=True):
+        notes += [f"tool {function.name!r}: {note}" for note in schema.notes]
+        if schema.left and function.strict:
+            raise RequestError(
+                f"tool {function.name!r} is strict, but among other tools its parameters cannot be kept "
+                f"exactly, namely {schema.left}; leave that out, or drop strict, or choose this function by "
+                "name, since then the finished arguments can be checked"
+            )
+        if schema.left:
+            notes.append(f"tool {function.name!r}: its arguments are not kept to {schema.left}")
+    lark = _lark(choice, [schema.text for schema in kept], parallel, form, tokenizer)
     return CallGrammar(StructuredOutputs(grammar=lark), notes=tuple(notes))
-
-
-def not_exact(schema: dict[str, Any]) -> str | None:
-    """Why the mask engine cannot keep the schema exactly, one line; None where it can."""
-    return _problem(json.dumps({**schema, "x-guidance": _SPACING}))
-
-
-@lru_cache(maxsize=1024)
-def _problem(schema: str) -> str | None:
-    from llguidance import LLMatcher
-
-    failed, messages = LLMatcher.validate_grammar_with_warnings(f"start: %json {schema}")
-    if not failed and not messages:
-        return None
-    # The engine's message ends with an excerpt of the grammar, which is none of the user's.
-    message = re.split(r"\n\s*\d+ \| ", messages[0])[0]
-    return " ".join(message.split("failed to compile JSON schema: ")[-1].split())
-
-
-def _inline(function: Function, notes: list[str]) -> str:
-    """The schema's text as it goes into the grammar: exact, or (not strict) the nearest wider one."""
-    problem = not_exact(function.schema)
-    if problem is None:
-        return json.dumps({**function.schema, "x-guidance": _SPACING})
-    if function.strict:
-        raise RequestError(
-            f"tool {function.name!r} is strict, but its parameters cannot be kept exactly: {problem}; leave "
-            "that out, or drop strict, or choose this function by name, which checks the finished arguments"
-        )
-    wider = json.dumps({**function.schema, "x-guidance": {**_SPACING, "lenient": True}})
-    if _compiles(wider):
-        kept = "that part is not kept"
-    else:
-        wider, kept = json.dumps({**_ANYTHING, "x-guidance": _SPACING}), "its arguments are any object"
-    notes.append(f"tool {function.name!r}: {kept}, since the mask engine cannot: {problem}")
-    return wider
-
-
-@lru_cache(maxsize=1024)
-def _compiles(schema: str) -> bool:
-    from llguidance import LLMatcher
-
-    return not LLMatcher.validate_grammar_with_warnings(f"start: %json {schema}")[0]
 
 
 def _lark(
@@ -132,7 +92,10 @@ def _lark(
             starts.append(f"{in_turn(form.opening)} WS? call {rest}")
         if form.bare:
             starts.append(f"call {rest}")
-    return "\n".join([f"start: {' | '.join(starts)}", *lines, *_calls(choice, schemas, form), ""])
+    rules = "\n".join([*lines, *_calls(choice, schemas, form), ""])
+    # `start` may be renamed, so nothing else may read like it: a tool or a property, say.
+    rules = rules.replace("start", r"\u0073tart")
+    return f"start: {' | '.join(starts)}\n{rules}"
 
 
 def _calls(choice: Choice, schemas: Sequence[str], form: ToolFormat) -> list[str]:

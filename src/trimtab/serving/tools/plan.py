@@ -16,8 +16,8 @@ from trimtab.serving.tools.grammar import CallGrammar, call_grammar
 from trimtab.serving.tools.parser import ToolParser
 
 _OWN_FORM: Final = (
-    "the chat template writes tool calls in a form that is not known here, so the tools were described to the "
-    "model in the generic form"
+    "the chat template writes tool calls in a form that is not known here, so the model was told of the "
+    "tools in the generic form"
 )
 
 
