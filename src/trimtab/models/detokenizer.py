@@ -49,6 +49,20 @@ class Detokenizer:
         self.flush = stream.flush
 
 
+def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
+    """The bytes a token stands for inside a text, perhaps a part of a character; none for an unknown id."""
+    table = _table(tokenizer, False)
+    if table is None:
+        return tokenizer.decode([token_id], skip_special_tokens=False).encode()
+    entries = table.raw if isinstance(table, _ByteLevelTable) else table.piece
+    if not 0 <= token_id < len(entries):
+        return b""
+    entry = entries[token_id]
+    if isinstance(entry, int):
+        return b"" if entry == _ABSENT else bytes([entry])
+    return entry.encode() if isinstance(entry, str) else entry
+
+
 class _ByteLevelTable:
     """Per token id: its bytes, and its text where the bytes are whole characters (else None)."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class RequestRecord:
         queue_s, ttft_s: the longest wait and the earliest first token of its texts.
         inter_token_s: the time between neighbouring tokens, over all its texts.
         error: the message that the client was sent.
-        prompt: gives the prompt's text (of several, joined by newlines); nothing is decoded unless asked.
+        prompt: the prompt's text (of several, joined by newlines), decoded only when it is asked for.
     """
 
     id: str
@@ -46,7 +47,11 @@ class RequestRecord:
     finish_reasons: list[str] = field(default_factory=list)
     error: str | None = None
     inter_token_s: list[float] = field(default_factory=list)
-    prompt: Callable[[], str] = field(default=lambda: "", repr=False)
+    read_prompt: Callable[[], str] = field(default=lambda: "", repr=False)
+
+    @property
+    def prompt(self) -> str:
+        return self.read_prompt()
 
 
 Observer = Callable[[RequestRecord], None]
@@ -57,7 +62,7 @@ def gaps(metrics: Iterable[RequestMetrics]) -> list[float]:
     found: list[float] = []
     for one in metrics:
         times = one.token_times
-        found += [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        found += [later - earlier for earlier, later in pairwise(times)]
     return found
 
 

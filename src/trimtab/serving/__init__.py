@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP server: `create_app` makes it of a `Worker` that runs the engines."""
