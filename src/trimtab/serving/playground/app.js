@@ -22,6 +22,8 @@ async function connect() {
     notice(list.length ? "" : "The server lists no model.");
   } catch (error) {
     notice(error.message, error.status === 401);
+    // Still loading, or restarting.
+    if (error.status === 503) setTimeout(connect, 1500);
   }
 }
 

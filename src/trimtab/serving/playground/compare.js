@@ -64,10 +64,12 @@ export function chart(answers) {
   const width = Math.max(...all.map(([tokens]) => tokens));
   const height = Math.max(...all.map(([, held]) => held));
   const start = Math.min(...all.map(([tokens]) => tokens));
+  // Memory is taken in blocks, so the lines have steps.
+  const steps = (series) => series.flatMap((point, i) => (i ? [[point[0], series[i - 1][1]], point] : [point]));
   const place = ([tokens, held]) =>
     `${(100 * (tokens - start) / (width - start)).toFixed(2)},${(38 - 35 * held / height).toFixed(2)}`;
   const lines = answers.map((answer, i) =>
-    shape("polyline", { class: `line-${i}`, points: answer.series.map(place).join(" ") }));
+    shape("polyline", { class: `line-${i}`, points: steps(answer.series).map(place).join(" ") }));
   return el("figure", {},
     el("figcaption", {}, `KV bytes as tokens come: up to ${bytes(height)} at ${count(width, "token")}`),
     shape("svg", { viewBox: "0 0 100 40", preserveAspectRatio: "none", "aria-hidden": "true" },

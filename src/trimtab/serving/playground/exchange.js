@@ -118,7 +118,7 @@ export class Exchange {
   constructor(mode, prompt, answers, note) {
     Object.assign(this, { mode, prompt, answers, at: new Date() });
     this.columns = el("div", { class: `columns by-${answers.length}` }, ...answers.map((answer) => answer.element));
-    this.element = el("section", { class: `exchange ${mode}`, "aria-label": "Prompt and answer" },
+    this.element = el("section", { class: "exchange", "aria-label": "Prompt and answer" },
       mode === "chat" ? el("p", { class: "asked" }, el("span", { class: "unseen" }, "You: "), prompt) : null,
       this.columns,
       note ? el("p", { class: "small drawn" }, note) : null);
