@@ -11,7 +11,7 @@ from trimtab.evaluation.labels import text_width
 from trimtab.evaluation.report import format_number
 
 WIDTH, HEIGHT = 440, 280
-LEFT, RIGHT, TOP, BOTTOM = 58, 62, 14, 46
+LEFT, RIGHT, TOP, BOTTOM = 70, 62, 14, 46
 FONT = 12
 LEAST_APART = 14  # pixels between the names at the curves' ends
 
@@ -21,10 +21,11 @@ svg { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Liberation San
 .paper { fill: #fffefb; } .grid { stroke: #e2dfd7; } .tick, .axis { fill: #5d6670; font-size: 11px; }
 .heading { fill: #1d2329; font-size: 14px; font-weight: 600; }
 .curve { fill: none; stroke-width: 2; } .end { font-size: 12px; font-weight: 600; }
-.c0 { stroke: #0a6177; } .c1 { stroke: #8a7a2f; } .c2 { stroke: #c2410c; }
-.end.c0, circle.c0 { fill: #0a6177; stroke: none; } .end.c1, circle.c1 { fill: #8a7a2f; stroke: none; }
-.end.c2, circle.c2 { fill: #c2410c; stroke: none; }
+.curve.c0 { stroke: #0a6177; } .curve.c1 { stroke: #8a7a2f; } .curve.c2 { stroke: #c2410c; }
+.end.c0, circle.c0 { fill: #0a6177; } .end.c1, circle.c1 { fill: #8a7a2f; }
+.end.c2, circle.c2 { fill: #c2410c; }
 .bound { stroke: #5d6670; stroke-dasharray: 5 4; } .bound-text { fill: #5d6670; font-size: 11px; }
+.bound-text, .end { stroke: #fffefb; stroke-width: 3; stroke-linejoin: round; paint-order: stroke; }
 """
 
 
@@ -55,11 +56,11 @@ def curves(
         if unit == "s"
         else scale_for([0.0, *heights], unit, zero=True)
     )
-    parts = [_frame(xs, ys, x_title, y_title)]
+    parts, bound_name = [_frame(xs, ys, x_title, y_title)], ""
     if bound is not None:
         at = _y(bound[1], ys)
         parts.append(f'<line class="bound" x1="{LEFT}" y1="{at:.1f}" x2="{WIDTH - RIGHT}" y2="{at:.1f}"/>')
-        parts.append(_text(LEFT + 5, at - 4, bound[0], "bound-text", "start"))
+        bound_name = _bound_name(bound[0], at, drawn, xs, ys)
     ends: list[tuple[float, int, Curve]] = []
     for i, line in enumerate(drawn):
         path = " ".join(f"{_x(x, xs):.1f},{_y(y, ys):.1f}" for x, y in line.known)
@@ -71,7 +72,7 @@ def curves(
             for x, y in line.known
         ]
         ends.append((_y(line.known[-1][1], ys), i, line))
-    parts += _names(ends, xs)
+    parts += [bound_name, *_names(ends, xs)]
     title = escape(f"{y_title} against {x_title}")
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}" '
@@ -124,6 +125,17 @@ def _frame(xs: Scale, ys: Scale, x_title: str, y_title: str) -> str:
         f"{escape(y_title + log)}</text>"
     )
     return "".join(parts)
+
+
+def _bound_name(name: str, at: float, lines: Sequence[Curve], xs: Scale, ys: Scale) -> str:
+    """The bound's name over its line, at the side where the curves are farther from it."""
+    points = [(_x(x, xs), _y(y, ys)) for line in lines for x, y in line.known]
+    middle, width = (LEFT + WIDTH - RIGHT) / 2, text_width(name, 11)
+    near = [abs(y - at) for x, y in points if x < min(middle, LEFT + 5 + 1.5 * width)]
+    far = [abs(y - at) for x, y in points if x > max(middle, WIDTH - RIGHT - 5 - 1.5 * width)]
+    if min(near, default=HEIGHT) >= min(far, default=HEIGHT):
+        return _text(LEFT + 5, at - 4, name, "bound-text", "start")
+    return _text(WIDTH - RIGHT - 5, at - 4, name, "bound-text", "end")
 
 
 def _names(ends: Sequence[tuple[float, int, Curve]], xs: Scale) -> list[str]:

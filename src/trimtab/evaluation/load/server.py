@@ -148,6 +148,8 @@ async def served(client: Client, name: str | None) -> Served:
         raise TrimtabError(f"the server at {client.url} does not answer: {exchange.error}")
     if exchange.status == 401:
         raise TrimtabError(f"the server at {client.url} wants an API key; give it with --api-key")
+    if exchange.status == 503:
+        raise TrimtabError(f"the server at {client.url} is not ready yet; try again when it is")
     try:
         models = {model["id"]: model for model in json.loads(exchange.body)["data"]}
     except (ValueError, KeyError, TypeError):
