@@ -4,6 +4,7 @@ import re
 import jsonschema
 import pytest
 
+import trimtab
 from serving.tools.cases import SCHEMAS, TOKENIZERS, TOOLS, WEATHER, accepts, plan_for, tool, walk
 from trimtab.errors import RequestError
 from trimtab.serving.tools import FORMATS
@@ -206,3 +207,25 @@ class TestSchemasTheEngineCannotKeep:
         assert plan.wish.grammar is not None
         assert len(re.findall(r"\bstart\b", plan.wish.grammar)) == 1
         assert accepts(plan, '<tool_call>{"name": "start", "arguments": {"start": "start"}}</tool_call>')
+
+
+@pytest.mark.parametrize("choice", ["auto", "required", {"type": "function", "function": {"name": "now"}}])
+def test_the_engine_keeps_it(choice):
+    model = trimtab.load()
+    plan = plan_for("generic", choice=choice, tools=TOOLS)
+    assert plan.wish is not None
+    params = trimtab.SamplingParams(max_tokens=100, seed=1, structured_outputs=plan.wish)
+    (output,) = trimtab.Engine(model).generate(["<|user|>What time is it?<|end|><|assistant|>"], params)
+    parser = plan.parser()
+    parser.push(output.outputs[0].text)
+    got = parser.finish(output.outputs[0].finish_reason)
+    if choice == "auto":
+        assert got.content or got.tool_calls
+    else:
+        assert got.content is None
+        for call in got.tool_calls:
+            if call.complete:
+                jsonschema.validate(json.loads(call.arguments), SCHEMAS[call.name])
+    if isinstance(choice, dict):
+        assert [(call.name, json.loads(call.arguments)) for call in got.tool_calls] == [("now", {})]
+        assert got.finish_reason == "stop"

@@ -162,7 +162,14 @@ class GuidanceState(ConstraintState):
         return GuidanceState(self._matcher.deep_copy(), self._eos_ids, self._ended)
 
     def forced_tokens(self) -> list[int]:
-        return [] if self._ended else self._matcher.compute_ff_tokens()
+        forced = [] if self._ended else self._matcher.compute_ff_tokens()
+        if not forced:
+            return []
+        # A text's last token is left to be drawn, as every text's is, so that it ends in one way only.
+        taken = self._matcher.try_consume_tokens(forced)
+        ends = self._matcher.is_stopped()
+        self._matcher.rollback(taken)
+        return forced[:-1] if ends else forced
 
     @property
     def accepting(self) -> bool:
