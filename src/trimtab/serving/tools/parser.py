@@ -11,62 +11,15 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
+from trimtab.serving.tools.answer import Delta, Parsed, ToolCall
 from trimtab.serving.tools.formats import ToolFormat
+from trimtab.serving.tools.matching import first, held_back, match, spaces
 
-_SPACE: Final = " \t\r\n"
 _STRUCTURE: Final = re.compile(r'[{}\[\]"\\]')
 _HEAD: Final = ("{", '"name"', ":")
 _NAME: Final = re.compile(r'"([a-zA-Z0-9_-]*)("?)')
-
-
-@dataclass(frozen=True)
-class Delta:
-    """A piece of the answer: content, or of call `index` the beginning (id and name) or more arguments."""
-
-    content: str = ""
-    index: int | None = None
-    id: str | None = None
-    name: str | None = None
-    arguments: str = ""
-
-    def to_openai(self) -> dict[str, Any]:
-        """As in `choices[].delta` of a chunk."""
-        if self.index is None:
-            return {"content": self.content}
-        call: dict[str, Any] = {"index": self.index}
-        if self.name is not None:
-            call |= {"id": self.id, "type": "function"}
-            call["function"] = {"name": self.name, "arguments": self.arguments}
-        else:
-            call["function"] = {"arguments": self.arguments}
-        return {"tool_calls": [call]}
-
-
-@dataclass
-class ToolCall:
-    """One call; `arguments` is JSON text, cut off where `complete` is False."""
-
-    id: str
-    name: str
-    arguments: str = ""
-    complete: bool = False
-
-    def to_openai(self) -> dict[str, Any]:
-        function = {"name": self.name, "arguments": self.arguments}
-        return {"id": self.id, "type": "function", "function": function}
-
-
-@dataclass(frozen=True)
-class Parsed:
-    """A whole answer. `deltas` are those that were still held back when the text ended."""
-
-    content: str | None
-    tool_calls: list[ToolCall]
-    finish_reason: str | None
-    deltas: list[Delta] = field(default_factory=list)
 
 
 class ToolParser:
@@ -130,7 +83,7 @@ class ToolParser:
 
     def _start(self, last: bool) -> bool:
         """Where a message may begin with a call's own JSON."""
-        matched = _match(self._held, _HEAD)
+        matched = match(self._held, _HEAD)
         if matched is None and not last:
             return False
         return self._go(self._in_head if matched else self._free, 0)
@@ -138,7 +91,7 @@ class ToolParser:
     def _free(self, last: bool) -> bool:
         trigger = self._form.trigger if self._form is not None else ""
         marks = tuple(mark for mark in (trigger, *self._drop) if mark)
-        at, mark = _first(self._held, marks)
+        at, mark = first(self._held, marks)
         if mark == trigger != "":
             # Blanks before a call are no content.
             self._say(self._held[:at] if self._content or self._held[:at].strip() else "")
@@ -146,7 +99,7 @@ class ToolParser:
         if mark:
             self._say(self._held[:at])
             return self._go(self._free, at + len(mark))
-        keep = 0 if last else _held_back(self._held, marks)
+        keep = 0 if last else held_back(self._held, marks)
         cut = len(self._held) - keep
         if trigger and not last and not self._content and not self._held[:cut].strip():
             return False
@@ -156,7 +109,7 @@ class ToolParser:
 
     def _opened(self, last: bool) -> bool:
         assert self._form is not None
-        used = _match(self._held, self._form.opening)
+        used = match(self._held, self._form.opening)
         if used is None:
             return self._wait(last)
         if used:
@@ -167,9 +120,9 @@ class ToolParser:
 
     def _in_head(self, last: bool) -> bool:
         """`{"name": NAME`: a call is announced once this is whole; what is no call becomes content."""
-        used = _match(self._held, _HEAD)
+        used = match(self._held, _HEAD)
         if used:
-            used = _spaces(self._held, used)
+            used = spaces(self._held, used)
             found = _NAME.match(self._held, used)
             if found is not None and found[2]:
                 self._begin_call(found[1])
@@ -180,7 +133,7 @@ class ToolParser:
 
     def _to_arguments(self, last: bool) -> bool:
         assert self._form is not None
-        used = _match(self._held, (",", json.dumps(self._form.arguments_key), ":", "{"))
+        used = match(self._held, (",", json.dumps(self._form.arguments_key), ":", "{"))
         if used is None:
             return self._wait(last)
         return self._go(self._in_arguments, used - 1) if used else self._go(self._broken, 0)
@@ -212,9 +165,9 @@ class ToolParser:
         return False
 
     def _after_arguments(self, last: bool) -> bool:
-        used = _match(self._held, ("}",))
+        used = match(self._held, ("}",))
         if used == 0 and self._form is not None and self._form.short_ids:
-            own = _match(self._held, (",", '"id"', ":", '"'))
+            own = match(self._held, (",", '"id"', ":", '"'))
             if own is None:
                 return self._wait(last)
             if own:
@@ -235,7 +188,7 @@ class ToolParser:
     def _after_call(self, last: bool) -> bool:
         """Another call, or the end of the run."""
         assert self._form is not None
-        again = _match(self._held, self._form.between)
+        again = match(self._held, self._form.between)
         if again is None:
             return self._wait(last)
         return self._go(self._in_head if again else self._over, again)
@@ -284,33 +237,3 @@ class ToolParser:
         if self._calls:
             self._calls[-1].arguments += "".join(self._arguments)
             self._arguments.clear()
-
-
-def _spaces(text: str, at: int) -> int:
-    """Where the white space that begins at `at` ends."""
-    while at < len(text) and text[at] in _SPACE:
-        at += 1
-    return at
-
-
-def _match(text: str, parts: Sequence[str]) -> int | None:
-    """Length of `parts` at the text's beginning, white space before each; 0: not there; None: not yet."""
-    at = 0
-    for part in parts:
-        at = _spaces(text, at)
-        if not text.startswith(part, at):
-            return None if part.startswith(text[at:]) else 0
-        at += len(part)
-    return at
-
-
-def _first(text: str, marks: Sequence[str]) -> tuple[int, str]:
-    """Where the first of the marks begins, and which it is; an empty mark where there is none."""
-    found = [(text.find(mark), mark) for mark in marks]
-    return min(((at, mark) for at, mark in found if at >= 0), default=(len(text), ""))
-
-
-def _held_back(text: str, marks: Sequence[str]) -> int:
-    """Length of the longest end of the text with which one of the marks may begin."""
-    most = min(len(text), max(map(len, marks), default=1) - 1)
-    return next((n for n in range(most, 0, -1) if any(mark.startswith(text[-n:]) for mark in marks)), 0)
