@@ -29,9 +29,9 @@ def server():
 
 
 def test_it_says_what_it_serves_and_answers(server):
-    text = "\n".join(server.lines)
-    assert f"is ready at http://127.0.0.1:{server.port}" in text
-    assert "model base " in text and "model base:kivi:bits=2" in text
+    server.wait_for(f"is ready at http://127.0.0.1:{server.port}$")
+    server.wait_for("model base +plan full$")
+    server.wait_for("model base:kivi:bits=2 +plan cache=kivi:bits=2$")
     assert server.ask("GET", "/health")[0] == 200
     _, body = server.ask("GET", "/v1/models")
     assert [model["id"] for model in json.loads(body)["data"]] == ["base", "base:kivi:bits=2"]
@@ -45,7 +45,7 @@ def test_a_request_is_logged_without_its_prompt_and_counted(server):
     asked = {"model": "base", "prompt": "a secret wish", "max_tokens": 5, "ignore_eos": True}
     answer = json.loads(server.ask("POST", "/v1/completions", asked)[1])
     assert server.gauge("generation_tokens_total") == before + 5
-    line = json.loads(server.wait_for(answer["id"])[0] and server.wait_for(f".*{answer['id']}.*")[0])
+    line = json.loads(server.wait_for(f".*{answer['id']}.*")[0])
     assert (line["status"], line["completion_tokens"], line["finish_reasons"]) == (200, 5, ["length"])
     assert "secret" not in "\n".join(server.lines)
 

@@ -105,6 +105,11 @@ class Metrics:
             registry=one,
         )
         one.register(self)
+        # There from the start, at zero: the rate of a series misses what happened before it appeared.
+        totals = (self._prompt_tokens, self._tokens, self._first, self._between, self._whole, self._queue)
+        for meter in totals:
+            for name in self._names:
+                meter.labels(name)
 
     def watch(self, worker: Worker) -> None:
         """Show this worker's engines from now on."""

@@ -42,6 +42,7 @@ def serve(settings: ServerSettings) -> int:
     Raises TrimtabError if the server cannot start: address taken, model missing, a plan that cannot run.
     """
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("trimtab").setLevel(logging.INFO)  # tells of kernels being compiled, and why torch runs
     requests = RequestLog(settings.log_file, prompts=settings.log_prompts) if settings.log_requests else None
     try:
         return _Process(settings, listen(settings.host, settings.port), requests).run()
