@@ -23,6 +23,8 @@ from trimtab.errors import NumericsError
 if TYPE_CHECKING:
     import torch
 
+    from trimtab.kernels.native import Library
+
 # Below this, dividing float32 logits by the temperature could give 0 / 0.
 _COLDEST = 1e-30
 _BLOCK = 256
@@ -109,7 +111,10 @@ class Sampled(NamedTuple):
 
 
 class Sampler:
-    """Draws tokens; holds no state."""
+    """Draws tokens. `library`: the C++ kernels, if the logits are on the CPU."""
+
+    def __init__(self, library: Library | None = None) -> None:
+        self._library = library
 
     def sample(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[Sampled]:
         """One token a row.
@@ -124,7 +129,7 @@ class Sampler:
         if logits.device.type != "cpu":
             return self._sample_on_device(logits, rows)
         table = as_numpy(logits)
-        if len(rows) == 1:
+        if len(rows) == 1 and rows[0].is_plain_greedy:
             return [_sample_row(table[0], rows[0])]
         if all(row.is_plain_greedy for row in rows):
             # One call instead of R; the search is the same for each row.
@@ -132,6 +137,8 @@ class Sampler:
             best = table[np.arange(len(rows)), tokens].tolist()
             pairs = zip(best, tokens.tolist(), strict=True)
             return [Sampled(token) if math.isfinite(x) else _bad(x) for x, token in pairs]
+        if self._library is not None:
+            return _sample_natively(self._library, table, rows)
         return [_sample_row(values, row) for values, row in zip(table, rows, strict=True)]
 
     def _sample_on_device(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[Sampled]:
@@ -213,16 +220,55 @@ def _sample_row(values: NDArray[np.float32], row: Row) -> Sampled:
     return Sampled(token, *raw_logprobs(values, token, params.logprobs))
 
 
+def _sample_natively(library: Library, table: NDArray[np.float32], rows: Sequence[Row]) -> list[Sampled]:
+    """What `_sample_row` does, with masks, truncation and drawing of all rows in one call."""
+    from trimtab.kernels.native_sampling import Wanted, draw
+
+    results: list[Sampled | None] = [None] * len(rows)
+    wanted: list[Wanted] = []
+    places: list[int] = []
+    for i, (values, row) in enumerate(zip(table, rows, strict=True)):
+        params = row.params
+        logits = values
+        if row.must_go_on or row.processors or params.has_penalties or params.logit_bias:
+            largest = values.max()
+            if not math.isfinite(largest):
+                results[i] = _bad(largest)
+                continue
+            logits = _adjusted(values, row)
+        u = 0.0 if params.temperature == 0 else uniform(row.seed, row.position, Purpose.SAMPLE)
+        wanted.append(Wanted(logits, row.mask, params, u))
+        places.append(i)
+    for i, (token, largest) in zip(places, draw(library, wanted) if wanted else [], strict=True):
+        params = rows[i].params
+        if token < 0:
+            results[i] = _bad(largest)
+        elif params.logprobs is None:
+            results[i] = Sampled(token)
+        else:
+            results[i] = Sampled(token, *raw_logprobs(table[i], token, params.logprobs))
+    return results  # type: ignore[return-value]
+
+
 def _processed(values: NDArray[np.float32], row: Row) -> NDArray[np.float32] | Sampled:
     """The row's logits after everything that comes before temperature; or what is wrong with them."""
     largest = values.max()
     if not math.isfinite(largest):
         return _bad(largest)
     params = row.params
-    must_go_on = row.must_go_on
-    masked = row.mask is not None or must_go_on
+    masked = row.mask is not None or row.must_go_on
     if not (masked or row.processors or params.has_penalties or params.logit_bias):
         return values
+    logits = _adjusted(values, row)
+    if row.mask is not None:
+        processors.apply_mask(logits, row.mask)
+    largest = logits.max()
+    return logits if math.isfinite(largest) else _bad(largest)
+
+
+def _adjusted(values: NDArray[np.float32], row: Row) -> NDArray[np.float32]:
+    """A copy of the row's logits after penalties, biases, the user's parts and `min_tokens`."""
+    params = row.params
     logits = values.copy()
     if params.has_penalties:
         processors.apply_penalties(
@@ -237,12 +283,9 @@ def _processed(values: NDArray[np.float32], row: Row) -> NDArray[np.float32] | S
         processors.apply_bias(logits, params.logit_bias)
     if row.processors:
         logits = processors.apply_user_processors(logits, row, row.processors)
-    if row.mask is not None:
-        processors.apply_mask(logits, row.mask)
-    if must_go_on:
+    if row.must_go_on:
         processors.forbid(logits, row.eos_ids.union(params.stop_token_ids or ()))
-    largest = logits.max()
-    return logits if math.isfinite(largest) else _bad(largest)
+    return logits
 
 
 def _survivors(

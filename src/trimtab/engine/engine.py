@@ -98,7 +98,9 @@ class Engine:
         if model.tokenizer is not None:
             eos_ids |= model.tokenizer.eos_ids
         self._eos_ids = eos_ids
-        self.outcomes = Outcomes(self.scheduler, eos_ids, model.config.vocab_size)
+        self.outcomes = Outcomes(
+            self.scheduler, eos_ids, model.config.vocab_size, None if native is None else native.library
+        )
         self.reset_stats()
 
     @classmethod

@@ -17,14 +17,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trimtab.engine.scheduler import Pick, Scheduler
+    from trimtab.kernels.native import Library
 
 
 class Outcomes:
-    def __init__(self, scheduler: Scheduler, eos_ids: frozenset[int], vocab_size: int) -> None:
+    def __init__(
+        self, scheduler: Scheduler, eos_ids: frozenset[int], vocab_size: int, library: Library | None = None
+    ) -> None:
         self._scheduler = scheduler
         self._constraining = Constraining(vocab_size)
         self._eos_ids = eos_ids
-        self._sampler = Sampler()
+        self._sampler = Sampler(library)
 
     def wanted(self, picks: list[Pick]) -> tuple[list[int], list[tuple[Request, int]]]:
         """Rows whose logits are needed, and for each its request and the index of the token it predicts.

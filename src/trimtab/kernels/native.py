@@ -94,6 +94,7 @@ class Library:
             "tt_heavy": [c_void_p, c_void_p, c_int32, c_int32, *[c_void_p] * 3],
             "tt_moments": [c_void_p, c_void_p, c_int64, *[c_int32] * 4, *[c_void_p] * 2],
             "tt_matmul": [c_void_p, c_void_p, c_int32, c_void_p, c_int32, c_int32, c_void_p],
+            "tt_sample": [c_void_p, c_void_p, c_int32, c_int32],
             "tt_read": [c_void_p, c_void_p, c_int64],
         }
         for name, types in pointers.items():

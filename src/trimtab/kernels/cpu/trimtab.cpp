@@ -5,6 +5,7 @@
 #include "matmul.h"
 #include "model.h"
 #include "moments.h"
+#include "sample.h"
 #include "simd.h"
 #include "team.h"
 #include "top.h"
@@ -222,6 +223,16 @@ API void tt_matmul(void* team, const float* x, int M, const void* w, int N, int 
     matmul(rows.row<E>(0), rows.stride, M, (const E*)w, K, share(N, 8, t, tm.n),
            [&](int m, int n, float v) { y[(i64)m * N + n] = v; });
   });
+}
+// Draws a token for each of `count` rows of logits [vocab].
+API void tt_sample(void* team, Draw* rows, int count, int vocab) {
+  Team& tm = *(Team*)team;
+  auto work = [&](int t, int threads) {
+    static thread_local Candidates scratch;
+    for (int i = t; i < count; i += threads) sample_row(rows[i], vocab, scratch);
+  };
+  if (count < 4) return work(0, 1);  // waking the others takes longer
+  tm.run([&](int t) { work(t, tm.n); });
 }
 // Reads `bytes` once with all threads; the sum is returned so that no read can be dropped.
 API float tt_read(void* team, const float* p, i64 count) {
