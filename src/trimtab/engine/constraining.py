@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from trimtab.engine.request import Request
 
 MAX_TRIES = 64
+MAX_CHECK_S = 1.0  # all texts wait while one is checked
 _HAND_OVER_S = 2e-4  # filling that takes longer than this goes to a thread of its own
 
 
@@ -44,12 +45,20 @@ class TextForm:
         self.constraint = constraint
         self.state: ConstraintState = constraint.start()
         self.tries = 1
+        self.check_s = 0.0  # spent on checking finished texts
         self._path = [_Place()]
 
     @property
     def holds_back(self) -> bool:
         """Whether the text is shown only when it is finished and accepted."""
         return not self.constraint.exact
+
+    def check(self, text: str) -> str | None:
+        """Why a finished text is not what was asked for; None when it is."""
+        begin = time.perf_counter()
+        reason = self.constraint.check(text)
+        self.check_s += time.perf_counter() - begin
+        return reason
 
     def narrow(self, output: list[int], mask: Mask) -> None:
         """Take what was tried already after `output` out of a filled mask, which is never emptied by that."""
@@ -77,7 +86,7 @@ class TextForm:
             if len(place.spent) < place.width:
                 break
         open_places = [i for i, place in enumerate(places) if len(place.spent) < place.width]
-        if not open_places or self.tries >= MAX_TRIES:
+        if not open_places or self.tries >= MAX_TRIES or self.check_s > MAX_CHECK_S:
             return None
         self.tries += 1
         # Anywhere: what is wrong may lie at the beginning, and to try all endings first would take for ever.

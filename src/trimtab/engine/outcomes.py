@@ -183,7 +183,7 @@ class Outcomes:
         """Whether a finished text is not what was asked for and is written again."""
         form = request.form
         assert form is not None
-        reason = form.constraint.check(request.text)
+        reason = form.check(request.text)
         if reason is None:
             return False
         keep = form.reject(request.output_ids, request.seed)

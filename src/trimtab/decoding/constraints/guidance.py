@@ -134,6 +134,10 @@ class GuidanceState(ConstraintState):
         for token in self._eos_ids:
             words[token >> 5] |= np.uint32(1 << (token & 31))
 
+    @classmethod
+    def fill_many(cls, states: Sequence[ConstraintState], out: NDArray[np.int32]) -> list[bool]:
+        return fill_masks(states, out)
+
     def advance_many(self, tokens: Sequence[int]) -> int:
         if self._ended:
             return 0
