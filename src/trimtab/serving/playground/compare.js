@@ -45,7 +45,16 @@ export function comparison(left, right) {
     el("p", { class: "ratios" },
       el("span", {}, el("b", {}, right.name), " against ", el("b", {}, left.name)), " ",
       ...parts.flatMap(([name, value]) => [el("span", {}, `${name} `, el("b", {}, value)), " "])),
-    el("p", {}, aboutTexts(left, right)));
+    el("p", {}, aboutTexts(left, right), aboutPrefix(left, right)));
+}
+
+/** A prompt that one of the two knew already says nothing about how fast the other's plan reads one. */
+function aboutPrefix(left, right) {
+  const cached = [left, right].map((answer) => answer.stats.cached_prompt_tokens ?? 0);
+  if (cached[0] === cached[1]) return "";
+  const taken = cached.map((tokens) => tokens.toLocaleString("en"));
+  return ` The first tokens do not compare: the prefix cache gave the left ${taken[0]} and the right ${taken[1]} `
+    + "of the prompt's tokens.";
 }
 
 function aboutTexts(left, right) {
