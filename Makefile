@@ -7,11 +7,12 @@ PIP := $(BIN)/pip -qq --disable-pip-version-check
 INPUTS := pyproject.toml constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help venv demo test lint bench wheel
+.PHONY: help venv demo test slow lint bench wheel
 
 help:
 	@echo "make demo    compare cache policies on the shipped model; writes demo-report/"
 	@echo "make test    the fast tests"
+	@echo "make slow    the slow ones: long workloads, a browser (Chromium must be installed), lm_eval"
 	@echo "make lint    ruff and pyright"
 	@echo "make bench   the benchmarks (transformers, and llama.cpp where it can be built)"
 	@echo "make wheel   a wheel in dist/"
@@ -29,6 +30,10 @@ $(VENV)/.runtime: $(INPUTS)
 
 $(VENV)/.test: $(VENV)/.runtime
 	@$(PIP) install -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(VENV)/.slow: $(VENV)/.test
+	@$(PIP) install -c constraints.txt -e '.[browser,lm-eval]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
@@ -52,6 +57,9 @@ demo: $(VENV)/.runtime
 # One torch thread: the models of the tests are so small that a second one costs more than it brings.
 test: $(VENV)/.test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
+
+slow: $(VENV)/.slow
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m slow
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
