@@ -148,6 +148,8 @@ class Chunks(ABC, Generic[RequestBody]):
             end = "]," + dump(self._call.tail(self._ticket)).decode()[1:] + "\n\n"
         out: list[str] = []
         for update in updates:
+            if update.finish_reason == "error":
+                continue  # the ticket raises what went wrong
             index = update.prompt_index * self._call.n + update.index
             if index not in self._begun:
                 self._begun.add(index)

@@ -51,8 +51,8 @@ def extras(ticket: Ticket, served: ServedModel, notes: list[str]) -> dict[str, A
 
 
 def queue_s(metrics: list[RequestMetrics]) -> float:
-    """The longest time that one of the texts waited to be started."""
-    return max(one.queue_s for one in metrics)
+    """The time until the first of the texts was started."""
+    return min((one.queue_s for one in metrics if one.queue_s), default=0.0)
 
 
 def ttft_s(metrics: list[RequestMetrics]) -> float | None:

@@ -26,7 +26,7 @@ class RequestRecord:
         model: the name that was asked for; None where the body did not get so far.
         status: the HTTP status; 499 if the client left. A stream that failed on the way keeps its 200 and
             has `error`.
-        queue_s, ttft_s: the longest wait and the earliest first token of its texts.
+        queue_s, ttft_s: until the first of its texts was started, and until the first token of any.
         inter_token_s: the time between neighbouring tokens, over all its texts.
         error: the message that the client was sent.
         prompt: the prompt's text (of several, joined by newlines), decoded only when it is asked for.
