@@ -1,8 +1,8 @@
 """A server that speaks the API's wire format and makes its answers up, so that every test is exact.
 
-What it does is asked for in the prompt: `slow` writes until it is stopped, `fail` answers 400, `break` fails in
-the middle, `cut` ends without saying so, `say: TEXT` writes that text, anything else is echoed. A plan with `kivi`
-in its name holds a quarter of the bytes and, for `fork`, writes another ending.
+What it does is asked for in the prompt: `slow` writes until it is stopped, `fail` answers 400 and `busy` 429,
+`break` fails in the middle, `cut` ends without saying so, `say: TEXT` writes that text, anything else is
+echoed. A plan with `kivi` in its name holds a quarter of the bytes and writes another ending for `fork`.
 """
 
 from __future__ import annotations
@@ -112,6 +112,7 @@ class Mock:
             self.writing -= 1
 
     def chunk(self, body, chat, piece, finish, prompt_tokens, number, kivi) -> dict[str, Any]:
+        """The stream's piece `number`, with usage and costs where the request asks for them."""
         choice = {"index": 0, "finish_reason": finish} | (
             {"delta": {"content": piece}} if chat else {"text": piece}
         )

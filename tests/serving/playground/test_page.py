@@ -76,7 +76,9 @@ def test_head_has_the_headers_and_no_body(client):
     assert int(answer.headers["content-length"]) == len(assets()[PAGE].body)
 
 
-@pytest.mark.parametrize("name", ["page.py", "__init__.py", "index.html", "..%2Fpage.py", "nothing.js", ".js"])
+@pytest.mark.parametrize(
+    "name", ["page.py", "__init__.py", "index.html", "..%2Fpage.py", "nothing.js", ".js"]
+)
 def test_other_files_are_not_served(client, name):
     assert client.get(f"/playground/{name}").status_code == 404
 

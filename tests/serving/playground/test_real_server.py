@@ -43,11 +43,19 @@ def test_two_plans_of_one_model_are_compared(screen):
 
 
 def test_a_conversation_with_every_setting(screen):
-    settings = {
-        "temperature": "0.8", "top_p": "0.9", "min_p": "0.05", "top_k": "40", "max_tokens": "20", "seed": "3",
-        "presence_penalty": "0.5", "frequency_penalty": "0.25", "repetition_penalty": "1.1", "stop": "never\\n",
-        "system": "Be brief.",
-    }  # fmt: skip
+    numbers = {
+        "temperature": 0.8,
+        "top_p": 0.9,
+        "min_p": 0.05,
+        "top_k": 40,
+        "max_tokens": 20,
+        "seed": 3,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.25,
+        "repetition_penalty": 1.1,
+    }
+    settings = {name: str(value) for name, value in numbers.items()}
+    settings |= {"stop": "never\\n", "system": "Be brief."}
     for name, value in settings.items():
         screen.set(name, value)
     screen.ask("Hello there.")

@@ -84,7 +84,10 @@ def test_any_json_object_needs_no_box(serve, open_page):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"seed": "9007199254740993"}, "Seed is 9007199254740993; a browser keeps whole numbers below 2^53 only."),
+        (
+            {"seed": "9007199254740993"},
+            "Seed is 9007199254740993; a browser keeps whole numbers below 2^53 only.",
+        ),
         ({"form": "json", "shape": "{"}, "The JSON schema is not JSON: "),
         ({"form": "regex"}, "Regular expression is empty; write one, or choose free text."),
     ],
@@ -122,7 +125,7 @@ def copying(serve, open_page):
             screen.page.locator("#key").fill(key)
             screen.page.keyboard.press("Enter")
             screen.page.wait_for_selector("#model-0 option", state="attached")
-        screen.set("system", "It's \"quoted\" \\ $HOME `x`\nüñ😀")
+        screen.set("system", 'It\'s "quoted" \\ $HOME `x`\nüñ😀')
         screen.set("top_k", "5")
         screen.set("form", "json")
         screen.set("shape", '{"type": "object", "additionalProperties": false, "default": null}')
@@ -169,7 +172,7 @@ def test_the_python_program_asks_the_same(copying, monkeypatch):
     assert done.stderr == ""
     assert done.stdout.replace("\n", "") == "don't <b>" * 2
     assert [body["model"] for body in mock.bodies] == ["base", "base:kivi:bits=2"]
-    assert mock.bodies[0]["messages"][0]["content"] == "It's \"quoted\" \\ $HOME `x`\nüñ😀"
+    assert mock.bodies[0]["messages"][0]["content"] == 'It\'s "quoted" \\ $HOME `x`\nüñ😀'
     assert mock.bodies[0]["structured_outputs"]["json"] == {
         "type": "object",
         "additionalProperties": False,
@@ -179,7 +182,8 @@ def test_the_python_program_asks_the_same(copying, monkeypatch):
 
 def test_every_text_is_the_same_in_python(serve, open_page):
     screen = open_page(serve()[1])
-    texts = ["", "'", '"', "\\", "\n\r\t\b\f\x00\x7f", "\u2028\u2029\x85\x0b\x1c", "😀", "${x}", "{x}", "\\u0041"]
+    texts = ["", "'", '"', "\\", "😀", "${x}", "{x}", "\\u0041"]
+    texts += ["\n\r\t\b\f\x00\x7f", "\u2028\u2029\x85\x0b\x1c"]
     body = {"model": "m", "prompt": texts, "logit_bias": {"5": -1.5}, "x": [True, False, None, 1e21, [], {}]}
     program = screen.module("snippets.js", "m.asPython([x])", {"path": "v1/completions", "body": body})
     (call,) = (

@@ -18,7 +18,8 @@ def test_two_plans_answer_the_same_prompt_and_are_compared(serve, open_page):
     for said in ("kivi:bits=2 against full", "KV bytes 0.25×", "tokens/s 0.80×", "first token 1.00×"):
         assert said in ratios
     assert "per token" not in ratios
-    marked = [mark.evaluate("mark => mark.lastChild.textContent") for mark in screen.last.locator("mark").all()]
+    marks = screen.last.locator("mark").all()
+    marked = [mark.evaluate("mark => mark.lastChild.textContent") for mark in marks]
     assert marked == ["midday", "midnight"]
     comparison = screen.last.locator(".comparison").inner_text()
     assert "the same for 23 characters" in comparison and "prefix cache" not in comparison
@@ -167,12 +168,23 @@ def test_bytes_per_token_are_told_when_one_wrote_more(serve, open_page):
         "compare.js",
         "m.comparison(...x).textContent",
         [
-            {"name": "a", "text": "x y", "usage": {"prompt_tokens": 8, "completion_tokens": 2},
-             "stats": {"kv_bytes_held": 100, "cached_prompt_tokens": 1600}, "tokensPerSecond": 10, "firstToken": 0.1},
-            {"name": "b", "text": "x y z", "usage": {"prompt_tokens": 8, "completion_tokens": 12},
-             "stats": {"kv_bytes_held": 50}, "tokensPerSecond": 25},
+            {
+                "name": "a",
+                "text": "x y",
+                "usage": {"prompt_tokens": 8, "completion_tokens": 2},
+                "stats": {"kv_bytes_held": 100, "cached_prompt_tokens": 1600},
+                "tokensPerSecond": 10,
+                "firstToken": 0.1,
+            },
+            {
+                "name": "b",
+                "text": "x y z",
+                "usage": {"prompt_tokens": 8, "completion_tokens": 12},
+                "stats": {"kv_bytes_held": 50},
+                "tokensPerSecond": 25,
+            },
         ],
-    )  # fmt: skip
+    )
     assert "KV bytes 0.50×" in made and "per token 0.25×" in made
     assert "tokens/s 2.50×" in made and "first token –" in made
     assert "the prefix cache gave the left 1,600 and the right 0 of the prompt's tokens" in made
