@@ -52,7 +52,7 @@ REFUSED = [
     ("logit_bias", [5], "map"),
     ("presence_penalty", 2.1, "at most 2"),
     ("frequency_penalty", -2.1, "at least -2"),
-    ("repetition_penalty", 0.0, "above 0"),
+    ("repetition_penalty", 5e-324, "at least 0.01 and at most 100"),
     ("repetition_penalty", math.inf, "number"),
 ]
 

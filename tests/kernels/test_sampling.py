@@ -103,3 +103,12 @@ def test_a_mask_that_allows_nothing_is_told() -> None:
         row = Row(SamplingParams(temperature=temperature), 1, 0, mask=nothing)
         [got] = native().sample(torch.zeros(1, 50), [row])
         assert got.token == -1 and "no token is allowed" in (got.error or "")
+
+
+@pytest.mark.filterwarnings("error")
+def test_settings_beyond_what_c_counts_to_mean_all_tokens() -> None:
+    logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
+    for seed in range(5):
+        [far] = native().sample(logits, [Row(SamplingParams(top_k=10**30, temperature=1e308), seed, 0)])
+        [flat] = native().sample(logits * 0, [Row(SamplingParams(), seed, 0)])
+        assert far == flat

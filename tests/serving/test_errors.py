@@ -43,7 +43,7 @@ COMMON: list[tuple[dict[str, Any], str | None, str]] = [
     ({"min_tokens": 4}, "min_tokens", "max_tokens is 3"),
     ({"presence_penalty": NAN}, "presence_penalty", "finite"),
     ({"frequency_penalty": 2.5}, "frequency_penalty", "at most 2"),
-    ({"repetition_penalty": 0}, "repetition_penalty", "above 0"),
+    ({"repetition_penalty": 0}, "repetition_penalty", "at least 0.01"),
     ({"logit_bias": {"5": NAN}}, "logit_bias.5", "finite"),
     ({"logit_bias": {"5": 101}}, "logit_bias", "-100 to 100"),
     ({"logit_bias": {"x": 1}}, "logit_bias.x", "match"),

@@ -38,7 +38,7 @@ class SamplingParams:
         presence_penalty: subtracted from the logit of every token generated so far, -2 to 2.
         frequency_penalty: the same, times how often it was generated, -2 to 2.
         repetition_penalty: logits of tokens in prompt or output are divided (positive ones) or multiplied
-            (negative ones) by it; 1 is off.
+            (negative ones) by it, 0.01 to 100; 1 is off.
         skip_special_tokens: leave special tokens out of the text.
         structured_outputs: the form the text must have: a `StructuredOutputs` or a mapping with its fields.
             Cannot be combined with `stop` and `stop_token_ids`, which could cut it short.
@@ -94,7 +94,8 @@ class SamplingParams:
         self._whole("prompt_logprobs", low=0, high=MAX_LOGPROBS, optional=True)
         self._number("presence_penalty", low=-2.0, high=2.0)
         self._number("frequency_penalty", low=-2.0, high=2.0)
-        self._number("repetition_penalty", low=0.0, above_low=True)
+        # Beyond these a penalised logit leaves the range of numbers.
+        self._number("repetition_penalty", low=0.01, high=100.0)
         for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"{name} is {getattr(self, name)!r}; it must be true or false")

@@ -51,9 +51,9 @@ def draw(library: Library, rows: Sequence[Wanted]) -> list[tuple[int, float]]:
                 0 if row.mask is None else row.mask.ctypes.data,
                 row.u,
                 row.params.top_p,
-                row.params.temperature,
+                min(row.params.temperature, 1e30),  # of a float32; this high all tokens are as likely
                 row.params.min_p,
-                max(row.params.top_k, 0),
+                min(max(row.params.top_k, 0), row.logits.size),
                 -1,
                 0.0,
             )

@@ -56,7 +56,7 @@ class GenerationRequest(Body):
     ignore_eos: bool | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: float | None = Field(None, gt=0)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     logit_bias: dict[TokenKey, float] | None = None
     prompt_logprobs: TopLogprobs | None = None
     skip_special_tokens: bool | None = None

@@ -99,7 +99,7 @@ class _Process:
             ws="none",
             lifespan="off",
             log_config=None,
-            log_level="warning",
+            log_level="error",  # below that it warns of what strangers send
             access_log=settings.access_log,
             server_header=False,
             backlog=BACKLOG,
