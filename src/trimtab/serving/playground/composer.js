@@ -25,6 +25,7 @@ export function complain({ problem, input }) {
   input.setAttribute("aria-invalid", "true");
   for (let box = input.closest("details"); box; box = box.parentElement.closest("details")) box.open = true;
   showSettings(true);
+  input.closest(".field").scrollIntoView({ block: "nearest" });
   input.focus();
 }
 
