@@ -2,20 +2,65 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import itertools
+import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
+from _common import Claim, Table, progress
+
+import trimtab
+from trimtab.evaluation.corpus import shipped_text
 from trimtab.evaluation.load.client import Client, Exchange
-from trimtab.evaluation.load.prompts import Ask, Form
+from trimtab.evaluation.load.lengths import LengthMix
+from trimtab.evaluation.load.prompts import Ask, Form, Workload
 from trimtab.evaluation.load.reading import Answer, read
-from trimtab.evaluation.load.run import quiet_interpreter
+from trimtab.evaluation.load.run import quiet_interpreter, run_async
 from trimtab.evaluation.load.server import ServerProcess, served
 
 LOADING_S = 900.0  # the first start may compile the kernels
+
+T = TypeVar("T")
+
+
+class Bench:
+    """The options, the requests that all parts draw from, and what the parts have found out."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.tables: list[Table] = []
+        self.claims: list[Claim] = []
+        self.records: dict[str, Any] = {}
+        self.plan = f"full threads={options.threads} max_batch={options.clients}"
+        model = trimtab.load()
+        assert model.tokenizer is not None
+        self.model, self.tokenizer = model, model.tokenizer
+        text = shipped_text()
+        per_token = len(text) / len(model.tokenizer.encode(text))
+        self.workload = Workload(LengthMix(), model.config.context_length, per_token, text)
+
+    def asks(self, count: int, seed: int) -> list[Ask]:
+        return list(itertools.islice(self.workload.draw(self.options.seed + seed), count))
+
+    def long_asks(self, count: int, seed: int) -> list[Ask]:
+        """As `asks`, but wanting so much that nobody is done soon."""
+        return [Ask(a.text, a.prompt_tokens, 1500 - a.prompt_tokens) for a in self.asks(count, seed)]
+
+
+def go(server: ServerProcess, work: Coroutine[Any, Any, T]) -> T:
+    """Run `work`; if it fails because the server has ended, tell the server's last words."""
+    try:
+        return run_async(work)
+    except Exception:
+        if server.process is not None and server.process.poll() is not None:
+            progress(f"the server ended: {server.last_words()}")
+        raise
 
 
 @contextmanager
@@ -33,8 +78,6 @@ def running(*plans: str, words: Sequence[str] = ()) -> Iterator[ServerProcess]:
 
 async def names(client: Client) -> list[str]:
     """The served names in the plans' order."""
-    import json
-
     return [model["id"] for model in json.loads((await client.get("/v1/models")).body)["data"]]
 
 
