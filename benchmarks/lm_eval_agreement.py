@@ -122,12 +122,11 @@ def compare(results: Mapping[str, dict[str, Any]]) -> tuple[list[Table], list[Cl
         Claim("greedy flags that differ", float(flags_differ), 0, at_most=True),
         Claim(f"greedy texts that differ, of {texts}", float(texts_differ), 0, at_most=True),
     ]
-    record = {
-        "metrics": {run: result["results"] for run, result in results.items()},
-        "model": {
-            key: value for key, value in ours["config"].items() if key.startswith(("model_", "trimtab_"))
-        },
-    }
+    info = {key: value for key, value in ours["config"].items() if key.startswith(("model_", "trimtab_"))}
+    del info["model_args"]
+    # Where the model lies says nothing to others.
+    info["trimtab_plan"] = info["trimtab_plan"].replace(f"model={find_folder(None)} ", "")
+    record = {"metrics": {run: result["results"] for run, result in results.items()}, "model": info}
     return [scores, answers], claims, record
 
 
