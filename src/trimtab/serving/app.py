@@ -14,7 +14,7 @@ from trimtab.serving.completions import CompletionCall
 from trimtab.serving.errors import ApiError, json_response, to_api_error
 from trimtab.serving.generation import Generator
 from trimtab.serving.models import Models
-from trimtab.serving.openapi import describe, request_body
+from trimtab.serving.openapi import describe, failure, request_body
 from trimtab.serving.protocol import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
@@ -35,19 +35,19 @@ def create_app(worker: Worker, settings: ServerSettings) -> FastAPI:
     generator = Generator(worker, models, settings, observers)
     app.state.observers, app.state.models, app.state.worker = observers, models, worker
 
-    @app.get("/health", tags=["server"])
+    @app.get("/health", tags=["server"], responses={503: {"description": "no requests are taken"}})
     async def health() -> Response:
         """200 while requests are taken, 503 otherwise."""
         if worker.ready:
             return json_response({"status": "ok"})
         return json_response({"status": "unavailable"}, 503)
 
-    @app.get("/v1/models", tags=["models"])
+    @app.get("/v1/models", tags=["models"], responses=failure("401"))
     async def list_models() -> Response:
         """The served models."""
         return json_response(models.cards())
 
-    @app.get("/v1/models/{name:path}", tags=["models"])
+    @app.get("/v1/models/{name:path}", tags=["models"], responses=failure("401", "404"))
     async def get_model(name: str) -> Response:
         """One served model."""
         try:
