@@ -122,7 +122,7 @@ class Mock:
             "queue_s": 0.0,
             "ttft_s": 0.02,
             "tokens_per_s": 80.0 if kivi else 100.0,
-            "cached_prompt_tokens": 16,
+            "cached_prompt_tokens": min(16, prompt_tokens - 1),
             "kv_bytes_held": held,
             "kv_bytes_peak": held,
             "preemptions": 0,
