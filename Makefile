@@ -34,6 +34,7 @@ $(VENV)/.test: $(VENV)/.runtime
 
 $(VENV)/.slow: $(VENV)/.test
 	@$(PIP) install -c constraints.txt -e '.[browser,lm-eval]'
+	@$(BIN)/python -m trimtab.evaluation.harness.hook install
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
