@@ -134,6 +134,20 @@ def test_the_figures_of_a_window():
     assert any("succeeded" in note for note in found.notes)
 
 
+def test_a_closed_loop_counts_what_was_under_way():
+    answers = [
+        answer(1.0, 0.5, [1.0], [1]),  # over before the window
+        answer(9.0, 0.5, [1.0, 2.0], [1, 2]),  # began before it
+        answer(14.0, 0.5, [0.25, 9.0], [1, 1]),  # its last gap ends when others have left
+        answer(15.5, 0.5, [0.1], [1]),  # began after it
+    ]
+    found = summarise(answers, 10.0, 5.0, SLO, clients=2)
+    assert (found.sent, found.done) == (2, 2)
+    assert (found.itl_chunk.mean, found.itl_chunk.max) == (pytest.approx(3.25 / 3), 2.0)
+    assert found.output_tokens_per_s == (1 + 2 + 1 + 1) / 5
+    assert found.achieved_rate == 1 / 5
+
+
 def test_an_empty_window_has_no_latencies():
     found = summarise([], 0.0, 5.0, SLO, rate=0.1)
     assert (found.sent, found.ttft.p50, found.prompt_tokens) == (0, None, None)

@@ -89,17 +89,25 @@ def summarise(
 ) -> Summary:
     """The figures of the window of `seconds` from `start` (clock time).
 
-    Latencies, errors and goodput are of requests scheduled in the window, however long they took; throughput
-    is of what came in the window, whenever it was asked for.
+    Throughput is of what came in the window, whenever it was asked for. The rest, at a `rate`: of requests
+    scheduled in the window, however long they took. In a closed loop (`clients`): of requests under way in
+    it, and of their gaps those that ended in it, because afterwards there are ever fewer clients.
     """
     end = start + seconds
-    counted = [a for a in answers if start <= a.scheduled < end]
+    if rate is not None:
+        counted = [a for a in answers if start <= a.scheduled < end]
+    else:
+        counted = [a for a in answers if a.ended >= start and a.scheduled < end]
     done = [a for a in counted if a.error is None]
     streamed = [a for a in done if a.chunk_times]
     good = sum(slo.kept(_times(a)) for a in done)
-    gaps = [gap for a in streamed for gap in a.gaps]
-    tokens = [n for a in streamed for n in a.chunk_tokens[1:]]
-    paced = [(gap / n, n) for gap, n in zip(gaps, tokens, strict=True) if n > 0]
+    between = [
+        (gap, tokens)
+        for a in streamed
+        for at, gap, tokens in zip(a.chunk_times[1:], a.gaps, a.chunk_tokens[1:], strict=True)
+        if rate is not None or start <= at < end
+    ]
+    paced = [(gap / tokens, tokens) for gap, tokens in between if tokens > 0]
     chunks = sum(len(a.chunk_times) for a in streamed)
     every = all(a.counted for a in streamed)
     in_window = [a for a in answers if a.error is None and start <= a.ended < end]
@@ -118,8 +126,8 @@ def summarise(
         prompt_tokens=_mean([a.prompt_tokens for a in done]),
         output_tokens=_mean([a.output_tokens for a in done]),
         ttft=quantiles([a.ttft for a in streamed if a.ttft is not None]),
-        itl_chunk=quantiles(gaps),
-        itl_token=quantiles([gap for gap, _ in paced], [n for _, n in paced]),
+        itl_chunk=quantiles([gap for gap, _ in between]),
+        itl_token=quantiles([pace for pace, _ in paced], [tokens for _, tokens in paced]),
         e2e=quantiles([a.e2e for a in done]),
         tokens_per_chunk=sum(sum(a.chunk_tokens) for a in streamed) / chunks if chunks else None,
         counted=every,
