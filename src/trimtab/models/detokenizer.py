@@ -53,7 +53,12 @@ def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
     """The bytes a token stands for inside a text, perhaps a part of a character; none for an unknown id."""
     table = _table(tokenizer, False)
     if table is None:
-        return tokenizer.decode([token_id], skip_special_tokens=False).encode()
+        byte = _BYTE_TOKEN.fullmatch(tokenizer.id_to_token(token_id) or "")
+        if byte and any(step["type"] == "ByteFallback" for step in decoder_steps(tokenizer) or []):
+            return bytes([int(byte[1], 16)])
+        # Alone it would be the text's first, which loses its space with some decoders.
+        first, both = (tokenizer.decode([token_id] * n, skip_special_tokens=False) for n in (1, 2))
+        return both[len(first) :].encode()
     entries = table.raw if isinstance(table, _ByteLevelTable) else table.piece
     if not 0 <= token_id < len(entries):
         return b""

@@ -134,6 +134,7 @@ class Chunks(ABC, Generic[RequestBody]):
         options = call.body.stream_options
         self._call = call
         self._ticket = ticket
+        self._n = call.n
         self._continuous = bool(options and options.continuous_usage_stats)
         self._usage = bool(options and options.include_usage)
         self._left = len(ticket.requests)
@@ -150,7 +151,7 @@ class Chunks(ABC, Generic[RequestBody]):
         for update in updates:
             if update.finish_reason == "error":
                 continue  # the ticket raises what went wrong
-            index = update.prompt_index * self._call.n + update.index
+            index = update.prompt_index * self._n + update.index
             if index not in self._begun:
                 self._begun.add(index)
                 self.first(index, update, out, end)

@@ -18,10 +18,16 @@ class TokenTexts:
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
         self._texts: dict[int, str] = {}
+        self._raw: dict[int, bytes] = {}
 
     def raw(self, token_id: int) -> bytes | None:
         """The token's bytes, which may be a part of a character; None where it has none."""
-        return None if self._tokenizer is None else token_bytes(self._tokenizer, token_id)
+        if self._tokenizer is None:
+            return None
+        raw = self._raw.get(token_id)
+        if raw is None:
+            raw = self._raw[token_id] = token_bytes(self._tokenizer, token_id)
+        return raw
 
     def text(self, token_id: int) -> str:
         """The token as text; the part of a character as OpenAI writes it, `bytes:\\xe2\\x80`."""
@@ -32,7 +38,8 @@ class TokenTexts:
 
     def offsets(self, skip_special_tokens: bool) -> Offsets:
         """A counter of where the tokens of one text begin."""
-        return Offsets(Detokenizer(self._tokenizer, skip_special_tokens) if self._tokenizer else None)
+        detokenizer = Detokenizer(self._tokenizer, skip_special_tokens) if self._tokenizer else None
+        return Offsets(self, detokenizer)
 
     def _form(self, token_id: int) -> str:
         raw = self.raw(token_id)
@@ -47,10 +54,12 @@ class TokenTexts:
 class Offsets:
     """Where each token of a text begins in it, in characters.
 
-    A token that begins inside a character has the offset of that character.
+    A token that begins inside a character has the offset of that character, one inside a run of byte tokens
+    (vocabularies of the SentencePiece kind) that of the run.
     """
 
-    def __init__(self, detokenizer: Detokenizer | None) -> None:
+    def __init__(self, texts: TokenTexts, detokenizer: Detokenizer | None) -> None:
+        self._texts = texts
         self._detokenizer = detokenizer
         self._length = 0
 
@@ -58,7 +67,12 @@ class Offsets:
         """The offsets of the text's next tokens."""
         offsets = []
         for token_id in token_ids:
-            offsets.append(self._length)
+            begin = self._length
             if self._detokenizer is not None:
-                self._length += len(self._detokenizer.push(token_id))
+                text = self._detokenizer.push(token_id)
+                self._length += len(text)
+                own = self._texts.text(token_id)
+                if text.endswith(own):  # after what was held back until now
+                    begin = self._length - len(own)
+            offsets.append(begin)
         return offsets
