@@ -24,7 +24,7 @@ FEW = settings(
     suppress_health_check=list(HealthCheck),
 )
 MANY = settings(
-    max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True, database=None
+    max_examples=600, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True, database=None
 )
 
 

@@ -11,6 +11,7 @@ from trimtab.cli import serve as command
 from trimtab.errors import ConfigError
 from trimtab.plan import Plan
 from trimtab.serving.settings import NAMES, PARSERS, ServerSettings, gather
+from trimtab.serving.values import TOOL_FORMATS
 
 DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
 
@@ -119,6 +120,7 @@ def test_names_tell_the_plans_apart_and_leave_out_what_they_share():
         ({"playground": "maybe"}, "playground is 'maybe'; it must be true or false"),
         ({"host": ""}, "host is ''"),
         ({"served_model_name": "a\nb"}, "served_model_name is 'a\\nb'"),
+        ({"tool_format": "herms"}, "tool_format is 'herms', which is no tool format. Did you mean 'hermes'"),
         ({"root_path": "llm/"}, "root_path is 'llm/'; write a path such as '/llm'"),
         ({"cors_origins": "https://a,https://b"}, "cors_origins is 'https://a,https://b'; write an origin"),
         ({"api_key": "two words"}, "api_key has a key that is empty or has blanks"),
@@ -197,6 +199,12 @@ def trimtab_show(monkeypatch):
         return CliRunner().invoke(app, ["serve", "--show-settings", *words], catch_exceptions=False).stdout
 
     return show
+
+
+def test_the_tool_formats_are_those_there_are():
+    from trimtab.serving.tools.formats import NAMES as there
+
+    assert sorted(TOOL_FORMATS) == sorted(there)
 
 
 def test_keys_stay_out_of_the_representation():

@@ -43,12 +43,22 @@ def serve(settings: ServerSettings) -> int:
     """
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("trimtab").setLevel(logging.INFO)  # tells of kernels being compiled, and why torch runs
+    _allow_connections()
     requests = RequestLog(settings.log_file, prompts=settings.log_prompts) if settings.log_requests else None
     try:
         return _Process(settings, listen(settings.host, settings.port), requests).run()
     finally:
         if requests is not None:
             requests.close()
+
+
+def _allow_connections() -> None:
+    """Take all the open files that this process may have: each connection is one."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def build_worker(settings: ServerSettings) -> Worker:

@@ -8,9 +8,7 @@ This module imports neither torch nor the web framework.
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,95 +16,12 @@ from typing import Any
 
 from trimtab.errors import ConfigError, did_you_mean
 from trimtab.plan import Plan
+from trimtab.serving import values
 from trimtab.serving.sources import Given, from_environment, from_file, from_flags
 from trimtab.sizes import parse_bytes
 
 PLAN_OPTIONS = ("model", "cache", "dtype", "device", "threads", "kv_memory", "backend")
 SHARED = ("model", "dtype", "device")  # of the one model that all plans run on
-
-
-def seconds(value: Any, what: str) -> float:
-    """Seconds from a number, `"20ms"`, `"1.5s"` or `"2min"`."""
-    units = {"": 1.0, "ms": 1e-3, "s": 1.0, "min": 60.0}
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([a-z]*)\s*", str(value))
-    if isinstance(value, bool) or match is None or match[2] not in units:
-        raise ConfigError(f"{what} is {value!r}; write seconds, or for example '20ms', '30s' or '2min'")
-    return float(match[1]) * units[match[2]]
-
-
-def _seconds_or_none(value: Any, what: str) -> float | None:
-    if value is None or value == "none":
-        return None
-    number = seconds(value, what)
-    if not number:
-        raise ConfigError(f"{what} is {value!r}; give more than zero seconds, or 'none' for no bound")
-    return number
-
-
-def _count(least: int, most: float = math.inf) -> Callable[[Any, str], int]:
-    bounds = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
-
-    def parse(value: Any, what: str) -> int:
-        text = str(value).strip()
-        if isinstance(value, bool) or not re.fullmatch(r"-?\d+", text) or not least <= int(text) <= most:
-            raise ConfigError(f"{what} is {value!r}; it must be a whole number {bounds}")
-        return int(text)
-
-    return parse
-
-
-def _flag(value: Any, what: str) -> bool:
-    word = str(value).strip().lower()
-    if word in ("true", "yes", "on", "1"):
-        return True
-    if word in ("false", "no", "off", "0"):
-        return False
-    raise ConfigError(f"{what} is {value!r}; it must be true or false")
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise ConfigError(f"{what} is {value!r}; it must be a text of printable characters")
-    return value.strip()
-
-
-def _text_or_none(value: Any, what: str) -> str | None:
-    return None if value is None or value == "none" else _text(value, what)
-
-
-def _root_path(value: Any, what: str) -> str:
-    if value == "":
-        return ""
-    text = _text(value, what)
-    if not re.fullmatch(r"(/[^/?#\s]+)+", text):
-        raise ConfigError(f"{what} is {value!r}; write a path such as '/llm', without a slash at its end")
-    return text
-
-
-def _key(value: Any, what: str) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[!-~]+", value):
-        raise ConfigError(f"{what} has a key that is empty or has blanks or signs outside ASCII in it")
-    return value
-
-
-def _origin(value: Any, what: str) -> str:
-    if value != "*" and not re.fullmatch(r"https?://[^/,;\s*]+", str(value)):
-        raise ConfigError(f"{what} is {value!r}; write an origin such as 'https://chat.example.org', or '*'")
-    return str(value)
-
-
-def _each(parse: Callable[[Any, str], Any]) -> Callable[[Any, str], tuple[Any, ...]]:
-    def all_of(value: Any, what: str) -> tuple[Any, ...]:
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(parse(item, what) for item in items)
-
-    return all_of
-
-
-def _plan(value: Any, what: str) -> Plan:
-    if not isinstance(value, Plan | str | Mapping):
-        raise ConfigError(f"{what} has {value!r}; write a plan such as 'cache=kivi:bits=2'")
-    return Plan.of(value)
 
 
 def _setting(default: Any, parse: Callable[[Any, str], Any], help: str, **more: Any) -> Any:
@@ -120,25 +35,29 @@ class ServerSettings:
     Raises ConfigError naming the setting, the value and what may be written.
     """
 
-    plans: tuple[Plan, ...] = _setting((Plan(),), _each(_plan), "what runs, the first under the bare name")
-    served_model_name: str | None = _setting(None, _text_or_none, "the name clients ask for")
-    tool_format: str = _setting("auto", _text, "how the model writes tool calls")
-    host: str = _setting("127.0.0.1", _text, "the address to listen on")
-    port: int = _setting(8000, _count(0, 65535), "the port to listen on; 0 takes a free one")
-    root_path: str = _setting("", _root_path, "the path under which a proxy publishes the server")
-    api_key: tuple[str, ...] = _setting((), _each(_key), "keys that /v1 asks for", repr=False)
-    cors_origins: tuple[str, ...] = _setting((), _each(_origin), "web origins that may call from a browser")
-    playground: bool = _setting(True, _flag, "serve the page at /")
-    max_queue: int = _setting(256, _count(1), "most completions waiting; more are answered 429")
-    max_n: int = _setting(128, _count(1), "most completions of one request, all prompts together")
+    plans: tuple[Plan, ...] = _setting(
+        (Plan(),), values.each(values.plan), "what runs, the first under the bare name"
+    )
+    served_model_name: str | None = _setting(None, values.text_or_none, "the name clients ask for")
+    tool_format: str = _setting("auto", values.tool_format, "how the model writes tool calls")
+    host: str = _setting("127.0.0.1", values.text, "the address to listen on")
+    port: int = _setting(8000, values.count(0, 65535), "the port to listen on; 0 takes a free one")
+    root_path: str = _setting("", values.root_path, "the path under which a proxy publishes the server")
+    api_key: tuple[str, ...] = _setting((), values.each(values.key), "keys that /v1 asks for", repr=False)
+    cors_origins: tuple[str, ...] = _setting(
+        (), values.each(values.origin), "web origins that may call from a browser"
+    )
+    playground: bool = _setting(True, values.flag, "serve the page at /")
+    max_queue: int = _setting(256, values.count(1), "most completions waiting; more are answered 429")
+    max_n: int = _setting(128, values.count(1), "most completions of one request, all prompts together")
     max_body: int = _setting(8 << 20, parse_bytes, "largest request body; larger ones are answered 413")
-    request_timeout: float | None = _setting(None, _seconds_or_none, "longest time for one request")
-    drain_timeout: float = _setting(30.0, seconds, "on SIGTERM, time for running requests to end")
-    stream_interval: float = _setting(0.02, seconds, "least time between two chunks of a stream")
-    log_requests: bool = _setting(True, _flag, "write one JSON line for each request")
-    log_prompts: bool = _setting(False, _flag, "put prompts into those lines")
-    log_file: str | None = _setting(None, _text_or_none, "where those lines go; none: stderr")
-    access_log: bool = _setting(False, _flag, "write a line for every HTTP request to stderr")
+    request_timeout: float | None = _setting(None, values.seconds_or_none, "longest time for one request")
+    drain_timeout: float = _setting(30.0, values.seconds, "on SIGTERM, time for running requests to end")
+    stream_interval: float = _setting(0.02, values.seconds, "least time between two chunks of a stream")
+    log_requests: bool = _setting(True, values.flag, "write one JSON line for each request")
+    log_prompts: bool = _setting(False, values.flag, "put prompts into those lines")
+    log_file: str | None = _setting(None, values.text_or_none, "where those lines go; none: stderr")
+    access_log: bool = _setting(False, values.flag, "write a line for every HTTP request to stderr")
 
     def __post_init__(self) -> None:
         for name, parse in PARSERS.items():
@@ -163,14 +82,14 @@ class ServerSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values as a `--config` file has them, without the API keys."""
-        values: dict[str, Any] = {}
+        plain: dict[str, Any] = {}
         for name in PARSERS:
             value = getattr(self, name)
             if name == "plans":
                 value = [str(plan) for plan in value]
-            values[name] = list(value) if isinstance(value, tuple) else value
-        del values["api_key"]
-        return values
+            plain[name] = list(value) if isinstance(value, tuple) else value
+        del plain["api_key"]
+        return plain
 
 
 PARSERS: dict[str, Callable[[Any, str], Any]] = {
@@ -200,10 +119,10 @@ def gather(
             if name not in NAMES:
                 raise ConfigError(f"{given.place}: unknown setting {name!r}.{did_you_mean(name, NAMES)}")
             found[name] = given
-    values = {name: _parsed(name, given) for name, given in found.items() if name in PARSERS}
+    chosen = {name: _parsed(name, given) for name, given in found.items() if name in PARSERS}
     if any(name in found for name in ("plans", *PLAN_OPTIONS)):
-        values["plans"] = _plans(values.get("plans", (Plan(),)), found)
-    return ServerSettings(**values), {name: given.place for name, given in found.items()}
+        chosen["plans"] = _plans(chosen.get("plans", (Plan(),)), found)
+    return ServerSettings(**chosen), {name: given.place for name, given in found.items()}
 
 
 def _parsed(name: str, given: Given) -> Any:

@@ -136,7 +136,8 @@ class RowPolicy(KVCache):
 
     @property
     def _beside(self) -> int:
-        return sum(self.beside(s) for s in self._open.values())
+        # A list first: a server reads the meters from another thread than the one that opens sequences.
+        return sum(self.beside(s) for s in list(self._open.values()))
 
     @property
     def bytes_capacity(self) -> int:
