@@ -85,7 +85,7 @@ def pictures(summaries: Sequence[Summary], settings: Settings) -> list[tuple[str
             for q in ("p50", "p95", "p99")
         ]
         bound = settings.slo.bound(bounds[key])
-        named = None if bound is None else (f"SLO {format_number(bound, 's')}", bound)
+        named = None if bound is None else ("SLO", bound)
         found.append((heading, curves(lines, RATE, heading.partition(",")[0].lower(), "s", named)))
     done = [
         Curve("done", [(s.rate or 0.0, s.achieved_rate) for s in rates]),

@@ -44,7 +44,7 @@ class Curve:
 def curves(
     lines: Sequence[Curve], x_title: str, y_title: str, unit: str, bound: tuple[str, float] | None = None
 ) -> str:
-    """Curves over one x axis, the names at their ends; `bound` is a dashed line across with its name."""
+    """Curves over one x axis, the names at their ends; `bound` is a dashed line across, with its name too."""
     drawn = [line for line in lines if line.known]
     points = [point for line in drawn for point in line.known]
     if not points:
@@ -56,12 +56,12 @@ def curves(
         if unit == "s"
         else scale_for([0.0, *heights], unit, zero=True)
     )
-    parts, bound_name = [_frame(xs, ys, x_title, y_title)], ""
+    parts = [_frame(xs, ys, x_title, y_title)]
+    ends: list[tuple[float, float, str, str]] = []
     if bound is not None:
         at = _y(bound[1], ys)
         parts.append(f'<line class="bound" x1="{LEFT}" y1="{at:.1f}" x2="{WIDTH - RIGHT}" y2="{at:.1f}"/>')
-        bound_name = _bound_name(bound[0], at, drawn, xs, ys)
-    ends: list[tuple[float, int, Curve]] = []
+        ends.append((WIDTH - RIGHT + 4, at, bound[0], "bound-text"))
     for i, line in enumerate(drawn):
         path = " ".join(f"{_x(x, xs):.1f},{_y(y, ys):.1f}" for x, y in line.known)
         parts.append(f'<polyline class="curve c{i}" points="{path}"/>')
@@ -71,8 +71,9 @@ def curves(
             "</circle>"
             for x, y in line.known
         ]
-        ends.append((_y(line.known[-1][1], ys), i, line))
-    parts += [bound_name, *_names(ends, xs)]
+        last_x, last_y = line.known[-1]
+        ends.append((_x(last_x, xs) + 8, _y(last_y, ys), line.name, f"end c{i}"))
+    parts += _names(ends)
     title = escape(f"{y_title} against {x_title}")
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}" '
@@ -127,24 +128,12 @@ def _frame(xs: Scale, ys: Scale, x_title: str, y_title: str) -> str:
     return "".join(parts)
 
 
-def _bound_name(name: str, at: float, lines: Sequence[Curve], xs: Scale, ys: Scale) -> str:
-    """The bound's name over its line, at the side where the curves are farther from it."""
-    points = [(_x(x, xs), _y(y, ys)) for line in lines for x, y in line.known]
-    middle, width = (LEFT + WIDTH - RIGHT) / 2, text_width(name, 11)
-    near = [abs(y - at) for x, y in points if x < min(middle, LEFT + 5 + 1.5 * width)]
-    far = [abs(y - at) for x, y in points if x > max(middle, WIDTH - RIGHT - 5 - 1.5 * width)]
-    if min(near, default=HEIGHT) >= min(far, default=HEIGHT):
-        return _text(LEFT + 5, at - 4, name, "bound-text", "start")
-    return _text(WIDTH - RIGHT - 5, at - 4, name, "bound-text", "end")
-
-
-def _names(ends: Sequence[tuple[float, int, Curve]], xs: Scale) -> list[str]:
-    """The curves' names to the right of their last points, moved apart where they would meet."""
+def _names(ends: Sequence[tuple[float, float, str, str]]) -> list[str]:
+    """Names (x, y, text, class) to the right of what they name, moved apart where they would meet."""
     parts, last = [], -LEAST_APART * 1.0
-    for at, i, line in sorted(ends, key=lambda end: end[0]):
+    for left, at, name, cls in sorted(ends, key=lambda end: end[1]):
         last = max(at, last + LEAST_APART)
-        left = min(_x(line.known[-1][0], xs) + 8, WIDTH - text_width(line.name, FONT))
-        parts.append(_text(left, last + 4, line.name, f"end c{i}", "start"))
+        parts.append(_text(min(left, WIDTH - text_width(name, FONT)), last + 4, name, cls, "start"))
     return parts
 
 
