@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
@@ -101,15 +100,13 @@ class Compiler:
                 {"type": "object"} if wish.kind == "json_object" else wish.json,
                 self._read,
                 compact=wish.disable_any_whitespace,
-                wrap=_after_space if strips else None,
+                wrap=(lambda grammar: _after_space(grammar, '" "?')) if strips else None,
             )
             matcher, check, notes, rung = compiled.matcher, compiled.check, compiled.notes, compiled.rung
         else:
-            lark = _lark(wish)
+            text = json.dumps({"grammars": [{"lark_grammar": _lark(wish)}]})
             if strips:
-                # Every text is written with the space that reading it takes away.
-                lark = f'start: " " trimtab_text\n{_RULE.sub("trimtab_text", lark)}'
-            text = json.dumps({"grammars": [{"lark_grammar": lark}]})
+                text = _after_space(text, '" "')
             matcher, problem = guidance.match(text, self._read)
             if problem:
                 said = guidance.first_line(problem)
@@ -120,16 +117,14 @@ class Compiler:
         return constraint
 
 
-_RULE = re.compile(r"\bstart\b")
-
-
 def _lark(wish: StructuredOutputs) -> str:
     if wish.grammar is not None:
         return wish.grammar
     if wish.regex is not None:
-        from llguidance import LLMatcher
+        from llguidance import regex_to_lark
 
-        return json.loads(LLMatcher.grammar_from_regex(wish.regex))["grammars"][0]["lark_grammar"]
+        # Shorthands are ASCII, as in JSON schema: nobody means all digits of all scripts by \d.
+        return f"start: /{regex_to_lark(wish.regex, 'dws')}/"
     assert wish.choice is not None
     return "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in wish.choice)
 
@@ -138,7 +133,10 @@ def _shown(wish: StructuredOutputs) -> str:
     return "" if wish.regex is None else f"{wish.regex[:80]!r} "
 
 
-def _after_space(grammar: str) -> str:
-    """A JSON grammar after a space, which may be left out since no JSON begins with one."""
-    schema = json.dumps(json.loads(grammar)["grammars"][0]["json_schema"])
-    return json.dumps({"grammars": [{"lark_grammar": f'start: " "? json\njson: %json {schema}\n'}]})
+def _after_space(grammar: str, space: str) -> str:
+    """A grammar after the space that reading a text takes away.
+
+    `space`: whether it may be left out, as it may before JSON, which never begins with one.
+    """
+    inner = json.loads(grammar)["grammars"][0]
+    return json.dumps({"grammars": [{"lark_grammar": f"start: {space} @text"}, {**inner, "name": "text"}]})

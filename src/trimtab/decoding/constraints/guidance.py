@@ -21,7 +21,7 @@ from trimtab.errors import RequestError
 from trimtab.models.tokenizer import Tokenizer, decoder_steps
 
 Grammar = str  # JSON text that llguidance reads
-BROKEN = "the grammar met a limit of its parser and cannot go on; simplify the schema, pattern or grammar"
+BROKEN = "the grammar met a limit or a dead end of its parser; simplify the schema, pattern or grammar"
 
 
 @lru_cache(maxsize=1)
@@ -213,5 +213,9 @@ def fill_masks(states: Sequence[ConstraintState], out: NDArray[np.int32]) -> lis
 
 def first_line(message: str) -> str:
     """What an error of llguidance says, on one line and without the grammar's text."""
+    message = message.split("<state>")[0]
+    if "error: " in message:  # of a regular expression, after a drawing of where it is
+        message = message.rsplit("error: ", 1)[1]
     shown = re.sub(r"^\s*\d* \|.*$", "", message, flags=re.MULTILINE)
-    return re.sub(r"\s+", " ", shown.split("<state>")[0]).strip(" ^")
+    shown = re.sub(r"\s+", " ", shown).strip(" ^")
+    return shown if len(shown) <= 300 else shown[:297] + "..."

@@ -18,7 +18,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from trimtab.decoding.constraints import drafts
 from trimtab.decoding.constraints.guidance import first_line, match
-from trimtab.decoding.constraints.rewriting import Rewriter, without_patterned_names
+from trimtab.decoding.constraints.rewriting import Rewriter, without
 from trimtab.decoding.constraints.validated import Validation
 from trimtab.errors import RequestError
 
@@ -69,7 +69,7 @@ def compile_schema(schema: Any, tokenizer: LLTokenizer, *, compact: bool, wrap: 
     problem = ""
     for split in (False, True):
         rewriter = Rewriter(uri, split)
-        form = {**rewriter(schema), "$schema": uri}
+        form = {**rewriter.whole(schema), "$schema": uri}
         notes = _format_notes(rewriter)
         matcher, found = attempt(form)
         if not found:
@@ -82,10 +82,12 @@ def compile_schema(schema: Any, tokenizer: LLTokenizer, *, compact: bool, wrap: 
             break
     check = Validation(schema, uri, registry)
     left = _keywords(problem)
+    # What llguidance makes of numbers of properties when it is lenient can allow less than the schema.
+    form = without(form, "minProperties", "maxProperties")
     matcher, found = attempt(form, lenient=True)
     if "patternProperty" in found or "regex parse" in found:
-        matcher, found = attempt(without_patterned_names(form), lenient=True)
         left = "patternProperties"
+        matcher, found = attempt(without(form, left, "additionalProperties"), lenient=True)
     if not found:
         notes.append(
             f"the mask does not keep {left}; the finished text is validated against the whole schema"

@@ -38,7 +38,7 @@ class StringForm:
     def __init__(self, keyword: str, schema: Mapping[str, Any]) -> None:
         options = {"x-guidance": {"whitespace_flexible": False, "lenient": False}}
         grammar = LLMatcher.grammar_from_json_schema({"type": "string", **schema, **options})
-        self._matcher, problem = match(grammar, _bytes())
+        self._matcher, problem = match(grammar, byte_tokenizer())
         if problem:
             raise RequestError(f"{keyword} {_brief(schema)} is not supported: {first_line(problem)}")
 
@@ -165,5 +165,5 @@ class _Bytes:
 
 
 @lru_cache(maxsize=1)
-def _bytes() -> LLTokenizer:
+def byte_tokenizer() -> LLTokenizer:
     return LLTokenizer(_Bytes())  # type: ignore[arg-type]

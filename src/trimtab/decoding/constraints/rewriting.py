@@ -6,12 +6,12 @@ no rule covers stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from trimtab.decoding.constraints import formats
-from trimtab.decoding.constraints.drafts import MANY, NAMED, ONE, REF_ALONE
-from trimtab.decoding.constraints.negation import TRIVIAL, negated
+from trimtab.decoding.constraints.drafts import MANY, NAMED, ONE, REF_ALONE, every
+from trimtab.decoding.constraints.negation import TRIVIAL, TYPES, negated
 from trimtab.decoding.constraints.patterns import parts, pattern
 
 Part = dict[str, Any]
@@ -36,20 +36,28 @@ class Rewriter:
 
     def __init__(self, uri: str, split_one_of: bool) -> None:
         self.split_one_of = split_one_of
+        self._rules = _RULES
         self.ignored: set[str] = set()
         self.narrowed: set[str] = set()
         self.repeats = False
         self._uri = uri
 
+    def whole(self, schema: dict[str, Any]) -> dict[str, Any]:
+        """A rewritten copy of a whole schema."""
+        if any(_counts_on_siblings(part) for part in every(schema)):
+            # Most rules name properties, which `unevaluatedProperties` would take for evaluated ones.
+            self._rules = (_whole_limits, _formats, _patterns)
+        return self(schema)
+
     def __call__(self, schema: Any) -> Any:
-        """A rewritten copy of a schema and all below it."""
+        """A rewritten copy of a part of the schema and all below it."""
         if not isinstance(schema, dict):
             return schema
         if "$ref" in schema and self._uri in REF_ALONE:
             kept = ("$ref", "$schema", "$id", "id", "definitions", "$defs")
             schema = {key: schema[key] for key in kept if key in schema}
         part = {key: self._below(key, value) for key, value in schema.items()}
-        for rule in _RULES:
+        for rule in self._rules:
             rule(self, part)
         return part
 
@@ -61,6 +69,11 @@ class Rewriter:
         if key in NAMED and isinstance(value, dict):
             return {name: self(below) for name, below in value.items()}
         return value
+
+
+def _counts_on_siblings(part: Part) -> bool:
+    asks = {"unevaluatedProperties", "unevaluatedItems"} & part.keys()
+    return bool(asks) and not all(part[key] is True for key in asks) and bool(IN_PLACE & part.keys())
 
 
 def _add(part: Part, *more: Any) -> None:
@@ -123,7 +136,7 @@ def _property_names(self: Rewriter, part: Part) -> None:
         del asked["type"]
     others = part.get("additionalProperties", True)
     known = part.get("properties", {})
-    if asked.keys() == {"pattern"}:
+    if asked.keys() == {"pattern"} and (not known or others is True):
         allowed: Callable[[str], bool] = pattern(asked["pattern"], "propertyNames").search
         part["patternProperties"] = {asked["pattern"]: others}
         more: Part = {}
@@ -160,7 +173,7 @@ def _dependents(self: Rewriter, part: Part) -> None:
         for name, wanted in (part.get(key) or {}).items() if isinstance(part.get(key), dict) else ():
             wanted = [wanted] if isinstance(wanted, str) else wanted
             if isinstance(wanted, list):
-                asked.append((name, {"required": list(dict.fromkeys([name, *wanted]))}))
+                asked.append((name, {"required": list(dict.fromkeys([*wanted, name]))}))
             else:
                 asked.append((name, {"required": [name], "allOf": [wanted]}))
     if len(asked) <= MOST_BRANCHES:
@@ -222,14 +235,27 @@ def _counts(self: Rewriter, part: Part) -> None:
     required = part.get("required")
     if isinstance(least, int) and isinstance(required, list) and least <= len(set(required)):
         del part["minProperties"]
+    elif least == 1 and _names_all(part) and len(part["properties"]) <= MOST_BRANCHES:
+        del part["minProperties"]
+        _add(part, {"anyOf": [{"type": [*TYPES[:-1]]}, *({"required": [n]} for n in part["properties"])]})
     elif isinstance(least, int) and least > 1:
         self.repeats = True
 
 
+def _names_all(part: Part) -> bool:
+    """Whether no properties are allowed but those that are named."""
+    named = part.get("properties")
+    return (
+        isinstance(named, dict)
+        and part.get("additionalProperties") is False
+        and not part.get("patternProperties")
+    )
+
+
 _RULES: tuple[Callable[[Rewriter, Part], None], ...] = (
     _whole_limits,
+    _unevaluated,  # before rules that name properties
     _property_names,
-    _unevaluated,
     _formats,
     _patterns,
     _dependents,
@@ -240,16 +266,18 @@ _RULES: tuple[Callable[[Rewriter, Part], None], ...] = (
 )
 
 
-def without_patterned_names(schema: Any) -> Any:
-    """A wider schema for patterns of names that overlap: no rule for names that are not listed."""
+def without(schema: Any, *keywords: str) -> Any:
+    """A wider schema: one without some keywords, wherever they are."""
     if isinstance(schema, list):
-        return [without_patterned_names(part) for part in schema]
-    if not isinstance(schema, Mapping):
+        return [without(part, *keywords) for part in schema]
+    if not isinstance(schema, dict):
         return schema
-    names = schema.get("patternProperties")
-    dropped = ("patternProperties", "additionalProperties") if isinstance(names, dict) else ()
+    kept = {key: part for key, part in schema.items() if key not in keywords}
     return {
-        key: value if key in ("enum", "const", "default") else without_patterned_names(value)
-        for key, value in schema.items()
-        if key not in dropped
+        key: {name: without(part, *keywords) for name, part in value.items()}
+        if key in NAMED and isinstance(value, dict)
+        else without(value, *keywords)
+        if key in ONE or key in MANY
+        else value
+        for key, value in kept.items()
     }

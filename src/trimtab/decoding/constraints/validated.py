@@ -22,7 +22,7 @@ from trimtab.decoding.constraints.drafts import DRAFTS, every, shortened
 from trimtab.decoding.constraints.patterns import pattern
 from trimtab.errors import RequestError
 
-MAX_WORK = 200_000  # keywords looked at for one text, about a second
+MAX_WORK = 50_000  # keywords looked at for one text, some tenths of a second
 
 _work = local()
 
