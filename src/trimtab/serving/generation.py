@@ -41,7 +41,7 @@ class Generator:
         began = time.perf_counter()
         id = kind.new_id()
         client = request.client.host if request.client is not None else None
-        record = RequestRecord(id=id, route=request.url.path, client=client)
+        record = RequestRecord(id=id, route=request.scope["route"].path, client=client)
         ticket: Ticket | None = None
         try:
             call = await self._understand(request, kind, id, record)
