@@ -148,6 +148,19 @@ def test_a_full_queue_says_when_to_come_again() -> None:
     run(test)
 
 
+def test_a_burst_that_fits_into_the_queue_is_taken() -> None:
+    """Texts are counted once, also while they go from one thread to the other."""
+
+    async def test() -> None:
+        async with serving(fake_engine(max_batch=1)[0], max_waiting=40) as worker:
+            burst = [worker.submit("e0", [prompt(3, i)], [greedy(2)]) for i in range(40)]
+            tickets = await asyncio.gather(*burst)
+            assert all(len((await t.wait())[0].token_ids) == 2 for t in tickets)
+            assert worker.waiting == 0
+
+    run(test)
+
+
 def test_a_text_that_fails_ends_its_ticket_alone() -> None:
     async def test() -> None:
         engine, runner = fake_engine()

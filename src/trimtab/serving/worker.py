@@ -76,7 +76,7 @@ class Worker:
         self._wake = threading.Event()
         self._tickets: dict[Request, Ticket] = {}
         self._thread: threading.Thread | None = None
-        self._entering = 0  # texts on their way to the engine's thread
+        self._entering: dict[object, int] = {}  # texts on their way to the engine's thread
         self._finished_at: deque[float] = deque(maxlen=64)
         self._failures = 0
         self._ending = False
@@ -103,7 +103,8 @@ class Worker:
     @property
     def waiting(self) -> int:
         """Texts that are not started yet, over all engines."""
-        return self._entering + sum(len(e.scheduler.waiting) for e in self._engines.values())
+        entering = sum(list(self._entering.values()))
+        return entering + sum(len(e.scheduler.waiting) for e in self._engines.values())
 
     def start(self) -> None:
         """Start the thread and take requests."""
@@ -156,7 +157,8 @@ class Worker:
         # An idle server takes any one request, however many texts it asks for.
         if waiting and waiting + texts > self._max_waiting:
             raise Overloaded(waiting, self._max_waiting, self._retry_after(waiting))
-        self._entering += texts
+        entry = object()
+        self._entering[entry] = texts
         try:
             engine = self._engines[name]
             heavy = any(p.structured_outputs is not None for p in params)
@@ -165,7 +167,7 @@ class Worker:
             else:
                 ready = _prepared(engine, prompts, params)
             ticket = Ticket(self, name, asyncio.get_running_loop(), live, interval_s)
-            self._send(lambda: self._admit(ticket, ready, params))
+            self._send(lambda: self._admit(entry, ticket, ready, params))
             try:
                 await ticket.admitted
             except asyncio.CancelledError:
@@ -173,7 +175,7 @@ class Worker:
                 raise
             return ticket
         finally:
-            self._entering -= texts
+            self._entering.pop(entry, None)
 
     def _retry_after(self, waiting: int) -> int:
         """Seconds until the queue is about empty, from how fast texts ended lately."""
@@ -258,7 +260,10 @@ class Worker:
             outputs = [engine.output(prompt, group) for prompt, group in pairs]
             _call(ticket.loop, ticket.finish, outputs, None)
 
-    def _admit(self, ticket: Ticket, prompts: Sequence[Prompt], params: Sequence[SamplingParams]) -> None:
+    def _admit(
+        self, entry: object, ticket: Ticket, prompts: Sequence[Prompt], params: Sequence[SamplingParams]
+    ) -> None:
+        self._entering.pop(entry, None)  # from here on the scheduler counts them
         if ticket.cancelled:
             return
         engine = self._engines[ticket.name]
