@@ -51,7 +51,7 @@ class Search:
                 self._collect(part)
 
 
-def in_allowed_order(value: Any, matcher: LLMatcher, schema: Any, tries: int = 300_000) -> str | None:
+def in_allowed_order(value: Any, matcher: LLMatcher, schema: Any, tries: int = 20_000) -> str | None:
     """A compact dump of `value` that `matcher` accepts, or None if none is found.
 
     `matcher`: over single bytes, at its beginning. Keys are tried in the schema's order first.
@@ -94,15 +94,23 @@ def _members(
             yield text, after
         return
     order = search.rank(left)
+    ahead = {key: _fed(matcher, _head(opening, key)) for key in left}
     for key in sorted(left, key=lambda name: order.get(name, len(order))):
-        head = opening + json.dumps(key, ensure_ascii=False) + ":"
-        after_head = _fed(matcher, head)
+        after_head = ahead[key]
         if after_head is None:
             continue
         others = {name: part for name, part in left.items() if name != key}
+        # In a fixed order, what was possible and no longer is will never be again.
+        near = [_head(",", name) for name in others if ahead[name] is not None]
         for text, after in _write(left[key], after_head, search):
+            if any(_fed(after, head) is None for head in near):
+                continue
             for rest, end in _members(",", others, after, search):
-                yield head + text + rest, end
+                yield _head(opening, key) + text + rest, end
+
+
+def _head(opening: str, key: str) -> str:
+    return opening + json.dumps(key, ensure_ascii=False) + ":"
 
 
 def _items(
