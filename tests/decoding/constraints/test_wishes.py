@@ -109,6 +109,8 @@ def test_a_grammar_may_recurse():
         ({"regex": "(a"}, "structured_outputs.regex.*unclosed group"),
         ({"regex": "(?=a)b"}, "regex.*look-around"),
         ({"regex": r"(a)\1"}, "regex.*backreferences"),
+        ({"regex": "\ud800+"}, "surrogate"),
+        ({"choice": ["a", "\ud800"]}, "structured_outputs.choice is not valid Unicode"),
         ({"grammar": 'begin: "a"'}, "structured_outputs.grammar cannot be used.*start"),
         ({"grammar": "start: ("}, "structured_outputs.grammar cannot be used"),
         ({"grammar": "start: other"}, "grammar cannot be used.*other"),

@@ -58,6 +58,7 @@ class Compiler:
                 f"structured_outputs.{wish.kind} is {len(key):,} characters long; at most "
                 f"{MAX_CHARACTERS:,} can be compiled"
             )
+        _check_characters(wish)
         with self._lock:
             future = self._cache.get(key)
             if future is None:
@@ -115,6 +116,17 @@ class Compiler:
         constraint = guidance.GuidanceConstraint(matcher, self._eos_ids, check=check, notes=notes, rung=rung)
         constraint.warm(self._vocab_size)
         return constraint
+
+
+def _check_characters(wish: StructuredOutputs) -> None:
+    """Refuse what Python takes for text and numbers but Unicode and JSON do not."""
+    field = f"structured_outputs.{wish.kind}"
+    try:
+        json.dumps(getattr(wish, wish.kind), ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        raise RequestError(f"{field} is not valid Unicode (it holds half a surrogate pair)") from None
+    except ValueError:
+        raise RequestError(f"{field} holds a number that JSON does not have (NaN or infinity)") from None
 
 
 def _lark(wish: StructuredOutputs) -> str:

@@ -145,7 +145,10 @@ def check_references(schema: dict[str, Any], uri: str) -> Registry:
     """
     specification = specification_with(uri)
     root: Resource[Any] = Resource(contents=schema, specification=specification)
-    registry: Registry = REGISTRY.with_resource(root.id() or "", root).crawl()
+    try:
+        registry: Registry = REGISTRY.with_resource(root.id() or "", root).crawl()
+    except ValueError as error:
+        raise RequestError(f"$id in the JSON schema is not a URI: {error}") from None
     seen: set[int] = set()
     waiting: list[tuple[Any, Any]] = [(schema, registry.resolver_with_root(root))]
     while waiting:
@@ -157,8 +160,10 @@ def check_references(schema: dict[str, Any], uri: str) -> Registry:
             resolver = resolver.in_subresource(Resource(contents=part, specification=specification))
         for keyword in ("$ref", "$dynamicRef", "$recursiveRef"):
             reference = part.get(keyword)
-            if not isinstance(reference, str):
+            if keyword not in part:
                 continue
+            if not isinstance(reference, str):
+                raise RequestError(f"{keyword} is {reference!r}; it must be a text")
             try:
                 found = resolver.lookup(reference)
             except (Unresolvable, NoSuchResource, ValueError):
@@ -166,6 +171,8 @@ def check_references(schema: dict[str, Any], uri: str) -> Registry:
                     f"{keyword} {reference!r} leads nowhere within the schema, and remote schemas are never "
                     "fetched; put what it means under $defs"
                 ) from None
+            if not isinstance(found.contents, dict | bool):
+                raise RequestError(f"{keyword} {reference!r} leads to something that is not a schema")
             if not reference.startswith(tuple(DRAFTS)):
                 waiting.append((found.contents, found.resolver))
         waiting.extend((child, resolver) for _, child in children(part))
