@@ -30,6 +30,15 @@ def test_the_python_examples_run(server: Server, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_example_of_running_a_server_runs(server: Server) -> None:
+    page = PAGE.with_name("serving.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    found: dict[str, object] = {}
+    exec(code.replace(ADDRESS, f"http://127.0.0.1:{server.port}"), found)
+    assert found["answer"].choices[0].text  # type: ignore[attr-defined]
+    found["client"].close()  # type: ignore[attr-defined]
+
+
 def test_the_curl_examples_run(server: Server) -> None:
     (text,) = blocks("bash")
     script = text.replace(ADDRESS, f"http://127.0.0.1:{server.port}").replace("curl ", "curl -sS --fail ")

@@ -155,7 +155,8 @@ def test_a_burst_that_fits_into_the_queue_is_taken() -> None:
         async with serving(fake_engine(max_batch=1)[0], max_waiting=40) as worker:
             burst = [worker.submit("e0", [prompt(3, i)], [greedy(2)]) for i in range(40)]
             tickets = await asyncio.gather(*burst)
-            assert all(len((await t.wait())[0].token_ids) == 2 for t in tickets)
+            outs = [await ticket.wait() for ticket in tickets]
+            assert [len(out[0].token_ids) for out in outs] == [2] * 40
             assert worker.waiting == 0
 
     run(test)

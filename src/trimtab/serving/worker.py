@@ -226,10 +226,10 @@ class Worker:
         except Exception as error:
             log.exception("an engine step failed")
             self._failures += 1
-            what = f"{type(error).__name__} in the engine; see the server's log"
-            self._fail_all([engine], EngineFailure(what))
             if self._failures > _FAILURES_FORGIVEN:
                 self._problem = "the engine has failed repeatedly; restart the server"
+            what = f"{type(error).__name__} in the engine; see the server's log"
+            self._fail_all([engine], EngineFailure(what))
             return
         news: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, list[Update]]]] = {}
         ended: dict[Ticket, None] = {}
