@@ -71,6 +71,7 @@ def test_durations_and_sizes_are_written_as_people_write_them():
     assert (settings.request_timeout, settings.drain_timeout, settings.max_body) == (120, 1.5, 2_000_000)
     assert ServerSettings(request_timeout="none").request_timeout is None
     assert ServerSettings(stream_interval=0).stream_interval == 0
+    assert ServerSettings(stream_interval="auto") == ServerSettings()
 
 
 def test_options_go_over_the_plans_beside_them():

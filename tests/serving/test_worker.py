@@ -48,8 +48,8 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.002)
 
 
-@pytest.mark.parametrize("interval_s", [0.0, 0.005])
-def test_pieces_joined_are_the_whole(interval_s: float) -> None:
+@pytest.mark.parametrize("interval_s", [0.0, 0.005, None])
+def test_pieces_joined_are_the_whole(interval_s: float | None) -> None:
     params = SamplingParams(max_tokens=12, n=2, seed=3, logprobs=2, ignore_eos=True)
     prompts = [prompt(9, 1), prompt(20, 2)]
     wanted = fake_engine()[0].generate(prompts, params)

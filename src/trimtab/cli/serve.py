@@ -72,7 +72,11 @@ def run(
     ] = None,
     stream_interval: Annotated[
         str | None,
-        _option("Least time between two chunks of a stream; 0: every token. Default: 20ms.", "TIME"),
+        _option(
+            "Least time between two chunks of a stream; 0: every token. Default: auto (20ms, more for many "
+            "streams).",
+            "TIME",
+        ),
     ] = None,
     log_requests: Annotated[
         bool | None, _switch("One JSON line for each request. Default: on.", "log-requests")

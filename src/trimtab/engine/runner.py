@@ -170,7 +170,8 @@ class Runner:
                 lengths[begin:end] = (positions[begin:end] + 1).clamp(min=pick.request.prompt_length)
             cos, sin = rotary.cos_sin(positions, lengths)
             return cos.to(self.device), sin.to(self.device)
-        highest = int(positions.max()) if positions.numel() > 1 else int(positions[0])
+        # Numpy, not torch: torch gives the interpreter away for each small operation.
+        highest = int(positions.numpy().max())
         if highest >= _TABLE_LIMIT:  # an endless text must not grow a table without end
             return self._far_cos_sin(positions, highest)
         if self._tables is None or highest >= self._tables[0].shape[0]:
@@ -179,5 +180,10 @@ class Runner:
             self._tables = cos.to(self.device), sin.to(self.device)
         if positions.numel() == 1:
             return self._tables[0][highest : highest + 1], self._tables[1][highest : highest + 1]
+        if self.device.type == "cpu":
+            where = positions.numpy()
+            return torch.from_numpy(self._tables[0].numpy()[where]), torch.from_numpy(
+                self._tables[1].numpy()[where]
+            )
         at = positions.to(self.device)
         return self._tables[0][at], self._tables[1][at]

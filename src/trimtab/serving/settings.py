@@ -53,7 +53,9 @@ class ServerSettings:
     max_body: int = _setting(8 << 20, parse_bytes, "largest request body; larger ones are answered 413")
     request_timeout: float | None = _setting(None, values.seconds_or_none, "longest time for one request")
     drain_timeout: float = _setting(30.0, values.seconds, "on SIGTERM, time for running requests to end")
-    stream_interval: float = _setting(0.02, values.seconds, "least time between two chunks of a stream")
+    stream_interval: float | None = _setting(
+        None, values.seconds_or_auto, "least time between two chunks of a stream"
+    )
     log_requests: bool = _setting(True, values.flag, "write one JSON line for each request")
     log_prompts: bool = _setting(False, values.flag, "put prompts into those lines")
     log_file: str | None = _setting(None, values.text_or_none, "where those lines go; none: stderr")

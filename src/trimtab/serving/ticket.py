@@ -61,11 +61,12 @@ class Ticket:
     name: str
     loop: asyncio.AbstractEventLoop
     live: bool
-    interval_s: float
+    interval_s: float | None
     prompts: list[Prompt] = field(default_factory=list)
     groups: list[list[Request]] = field(default_factory=list)
     outputs: list[RequestOutput] | None = None
     cancelled: bool = False
+    due: float = 0.0  # the engine's thread brings nothing before that
 
     def __post_init__(self) -> None:
         self.admitted: asyncio.Future[None] = self.loop.create_future()
@@ -73,7 +74,6 @@ class Ticket:
         self._error: Exception | None = None
         self._done = False
         self._waiter: asyncio.Future[None] | None = None
-        self._patient = False  # whether the waiter only wants to know of the end
 
     @property
     def requests(self) -> list[Request]:
@@ -97,18 +97,12 @@ class Ticket:
         """
         if not self.live:
             raise AssertionError("only a live ticket hands out text as it comes")
-        last = self.loop.time() - self.interval_s
         while True:
             if not self._pending and not self._done:
-                await self._wait(None)
-            early = last + self.interval_s - self.loop.time()
-            if early > 0 and not self._done:
-                await self._wait(early)
-                continue
+                await self._news()
             if self._pending:
                 updates = list(self._pending.values())
                 self._pending = {}
-                last = self.loop.time()
                 yield updates
             elif self._done:
                 break
@@ -122,7 +116,7 @@ class Ticket:
         """
         async with asyncio.timeout(timeout_s):
             while not self._done:
-                await self._wait(None)
+                await self._news()
         if self._error is not None:
             raise self._error
         if self.outputs is None:
@@ -135,17 +129,13 @@ class Ticket:
             self.cancelled = True
             self.worker.cancel(self)
 
-    async def _wait(self, timeout_s: float | None) -> None:
-        """Until something comes (without `timeout_s`), or until the time is over or all texts have ended."""
-        self._waiter = waiter = self.loop.create_future()
-        self._patient = timeout_s is not None
-        timer = None if timeout_s is None else self.loop.call_later(timeout_s, _release, waiter)
+    async def _news(self) -> None:
+        """Until something has come or all texts have ended."""
+        self._waiter = self.loop.create_future()
         try:
-            await waiter
+            await self._waiter
         finally:
             self._waiter = None
-            if timer is not None:
-                timer.cancel()
 
     # --- called in the event loop for the worker
 
@@ -163,7 +153,7 @@ class Ticket:
                 self._pending[update.prompt_index, update.index] = update
             else:
                 before.join(update)
-        if self._waiter is not None and not self._patient:
+        if self._waiter is not None:
             _release(self._waiter)
 
     def finish(self, outputs: list[RequestOutput] | None, error: Exception | None) -> None:

@@ -40,6 +40,10 @@ def seconds_or_none(value: Any, what: str) -> float | None:
     return number
 
 
+def seconds_or_auto(value: Any, what: str) -> float | None:
+    return None if value is None or value == "auto" else seconds(value, what)
+
+
 def count(least: int, most: float = math.inf) -> Callable[[Any, str], int]:
     bounds = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
 

@@ -2,7 +2,7 @@
 
 Engines are single-threaded, so one thread steps them all in turn; other threads leave commands in its inbox.
 What a step brings goes to the event loop in one hand-over, not one a text: at 64 streams the hand-overs would
-cost more than the tokens. A stream's reader then takes what has come at most once an interval.
+cost more than the tokens. For the same reason a stream is brought what has come at most once an interval.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ log = logging.getLogger("trimtab.serving")
 _SHORT_TEXT = 4096  # characters; longer prompts are tokenized off the event loop
 _FAILURES_FORGIVEN = 2
 _NAP_S = 0.2
+_LEAST_INTERVAL_S = 0.02
+_INTERVAL_PER_TEXT_S = 0.001
 
 
 class Overloaded(TrimtabError):
@@ -106,6 +108,12 @@ class Worker:
         entering = sum(list(self._entering.values()))
         return entering + sum(len(e.scheduler.waiting) for e in self._engines.values())
 
+    @property
+    def stream_interval_s(self) -> float:
+        """The least time between two chunks of a stream that keeps writing chunks a small part of the work: a
+        chunk costs about a tenth of a millisecond, and all texts share the event loop."""
+        return max(_LEAST_INTERVAL_S, _INTERVAL_PER_TEXT_S * len(self._tickets))
+
     def start(self) -> None:
         """Start the thread and take requests."""
         # A thread that comes back from a kernel must not wait the usual 5 ms for the interpreter.
@@ -139,13 +147,13 @@ class Worker:
         params: Sequence[SamplingParams],
         *,
         live: bool = False,
-        interval_s: float = 0.0,
+        interval_s: float | None = 0.0,
     ) -> Ticket:
         """Queue prompts, each with its parameters, as one ticket.
 
         Args:
             live: the ticket hands out text as it comes (iterate over it); otherwise only at the end.
-            interval_s: least time between two looks of a live ticket's reader.
+            interval_s: least time between two updates of a live ticket; None: as `stream_interval_s`.
 
         Raises RequestError if one of them cannot be served (none is queued then), Overloaded if the queue is
         full, NotServing if no requests are taken.
@@ -231,20 +239,27 @@ class Worker:
             what = f"{type(error).__name__} in the engine; see the server's log"
             self._fail_all([engine], EngineFailure(what))
             return
-        news: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, list[Update]]]] = {}
+        now = time.monotonic()
+        news: dict[Ticket, list[Update]] = {}
         ended: dict[Ticket, None] = {}
         for request in touched:
             ticket = self._tickets.get(request)
             if ticket is None:
                 continue
-            if ticket.live and not request.held_back:
-                update = Update.of(request, ticket.place_of(request))
-                news.setdefault(ticket.loop, []).append((ticket, [update]))
-            if request.state is State.FINISHED:
+            finished = request.state is State.FINISHED
+            # What is not due stays with the request, which costs nothing, and comes with a later step.
+            if ticket.live and (finished or now >= ticket.due) and not request.held_back:
+                news.setdefault(ticket, []).append(Update.of(request, ticket.place_of(request)))
+            if finished:
                 del self._tickets[request]
                 self._finished_at.append(time.monotonic())
                 ended[ticket] = None
-        for loop, items in news.items():
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, list[Update]]]] = {}
+        for ticket, updates in news.items():
+            interval = self.stream_interval_s if ticket.interval_s is None else ticket.interval_s
+            ticket.due = now + interval
+            by_loop.setdefault(ticket.loop, []).append((ticket, updates))
+        for loop, items in by_loop.items():
             _call(loop, _deliver, items)
         for ticket in ended:
             self._end(engine, ticket)
