@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -82,6 +83,26 @@ def test_chat_frames_the_prompt(trimtab_cli):
     told = json.loads(trimtab_cli(*words, "--system", "Be brief.", "--json").stdout)
     plain = json.loads(trimtab_cli(*words, "--json").stdout)
     assert len(told["prompt_token_ids"]) > len(plain["prompt_token_ids"])
+
+
+@pytest.mark.parametrize(
+    ("words", "fits"),
+    [
+        (["--choice", "yes", "--choice", "no"], lambda text: text in ("yes", "no")),
+        (["--regex", "[a-c]{5}"], lambda text: re.fullmatch("[a-c]{5}", text)),
+        (["--grammar", 'start: "ha"{3}'], lambda text: text == "hahaha"),
+        (["--json-schema", '{"enum": [[1, 2], [3]]}'], lambda text: json.loads(text) in ([1, 2], [3])),
+        (["--json-schema", "schema.json"], lambda text: json.loads(text) == {"a": True}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_text_keeps_to_a_form(trimtab_cli, monkeypatch, tmp_path, words, fits):
+    monkeypatch.chdir(tmp_path)
+    schema = {"properties": {"a": {"const": True}}, "required": ["a"], "additionalProperties": False}
+    (tmp_path / "schema.json").write_text(json.dumps({"type": "object", **schema}))
+    result = trimtab_cli("generate", "The ship", *words, "--backend", "torch", "--seed", "1")
+    assert result.exit_code == 0, result.stderr
+    assert fits(result.stdout.removesuffix("\n"))
 
 
 def test_every_sampling_option_arrives(trimtab_cli, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,19 @@ def test_a_mixture_of_experts_runs_on_torch() -> None:
     assert answers(made)[0] == "torch"
     with pytest.raises(PlanError, match="experts"):
         answers(made, backend="native")
+
+
+def test_processes_that_start_together_compile_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, calls = fresh / "slow-cxx", fresh / "calls"
+    script.write_text(f"#!/bin/sh\necho x >> {calls}\nsleep 0.2\nfor last; do :; done\necho built > $last\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    folder = build.library_path("float32").parent
+    folder.mkdir(parents=True)
+    left = folder / f"{build.library_path('float32').stem}-dead.tmp"  # of a build that was killed
+    left.touch()
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(build.build, ["float32"] * 4))
+    assert paths == [build.library_path("float32")] * 4
+    assert calls.read_text() == "x\n"
+    assert not left.exists()

@@ -173,6 +173,14 @@ def is_model_folder(text: str) -> bool:
         return False
 
 
+def is_file(text: str) -> bool:
+    """Whether a word names a file."""
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def is_piped() -> bool:
     """Whether stdin is a file or a pipe rather than a keyboard."""
     return sys.stdin is not None and not sys.stdin.isatty()

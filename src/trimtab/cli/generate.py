@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -87,6 +88,22 @@ def run(
         int | None,
         typer.Option(metavar="N", help="The same for the prompt; needs --json.", show_default=False),
     ] = None,
+    json_schema: Annotated[
+        str | None,
+        typer.Option(metavar="JSON|FILE", help="Write JSON that matches this schema.", show_default=False),
+    ] = None,
+    regex: Annotated[
+        str | None,
+        typer.Option(metavar="PATTERN", help="Write a text that the pattern matches.", show_default=False),
+    ] = None,
+    grammar: Annotated[
+        str | None,
+        typer.Option(metavar="LARK|FILE", help="Write a text of this grammar.", show_default=False),
+    ] = None,
+    choice: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Write one of these; may be repeated.", show_default=False),
+    ] = None,
     keep_special_tokens: Annotated[
         bool, typer.Option("--keep-special-tokens", help="Show special tokens in the text.")
     ] = False,
@@ -98,6 +115,7 @@ def run(
     Examples:
       trimtab generate "Once upon a time"
       trimtab generate --chat "Write as JSON: In Oslo lives Paul Fox, a tailor aged 81."
+      trimtab generate --chat "Who are you?" --json-schema '{"type": "object"}'
       trimtab generate ./my-model "def fib(n):" --cache kivi:bits=2 --temperature 0
       cat notes.txt | trimtab generate ./my-model - --json
     """
@@ -137,6 +155,7 @@ def run(
         frequency_penalty=frequency_penalty,
         repetition_penalty=repetition_penalty,
         skip_special_tokens=not keep_special_tokens,
+        structured_outputs=_form(json=json_schema, regex=regex, grammar=grammar, choice=choice),
     )
     engine = common.make_engine(chosen)
     asked = _as_chat(engine, prompt, system) if chat else prompt
@@ -165,6 +184,15 @@ def _needs(needed: str, present: bool, given: dict[str, Any]) -> None:
     for option, value in given.items():
         if value is not None and not present:
             raise ConfigError(f"{option} has no effect without {needed}; add {needed}")
+
+
+def _form(**asked: Any) -> dict[str, Any] | None:
+    """What the text must look like, as `SamplingParams` takes it; schemas and grammars may be files."""
+    given = {name: value for name, value in asked.items() if value}
+    for name in ("json", "grammar"):
+        if name in given and common.is_file(given[name]):
+            given[name] = Path(given[name]).read_text(encoding="utf-8")
+    return given or None
 
 
 def _biases(pairs: list[str]) -> dict[int, float] | None:

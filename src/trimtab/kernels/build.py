@@ -16,6 +16,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 log = logging.getLogger("trimtab.kernels")
@@ -80,21 +82,39 @@ def build(dtype: str) -> Path | None:
         return None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(suffix=".so", dir=target.parent)
-        os.close(handle)
+        with _alone(target):
+            if not target.exists():  # else another process has compiled it meanwhile
+                _compile(cxx, dtype, target)
+        return target
     except OSError as error:
         log.warning("cannot write the kernel cache %s (%s); running on plain torch", target.parent, error)
         return None
+    except subprocess.SubprocessError as error:
+        detail = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[:3]
+        log.warning("the CPU kernels did not compile (%s); running on plain torch", " | ".join(detail))
+        return None
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Within, no other process compiles this library; a killed one leaves nothing that holds us up."""
+    import fcntl
+
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in target.parent.glob(f"{target.stem}-*.tmp"):
+            left.unlink(missing_ok=True)
+        yield
+
+
+def _compile(cxx: str, dtype: str, target: Path) -> None:
     log.info("compiling the %s CPU kernels once (about 10 s)", dtype)
+    handle, scratch = tempfile.mkstemp(prefix=f"{target.stem}-", suffix=".tmp", dir=target.parent)
+    os.close(handle)
     command = [cxx, *FLAGS, f"-DTT_TYPE={CPP_TYPES[dtype]}", str(SOURCE / "trimtab.cpp"), "-o", scratch]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
         os.replace(scratch, target)
-        return target
-    except (subprocess.SubprocessError, OSError) as error:
-        detail = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[:3]
-        log.warning("the CPU kernels did not compile (%s); running on plain torch", " | ".join(detail))
-        return None
     finally:
         Path(scratch).unlink(missing_ok=True)
 

@@ -94,7 +94,7 @@ class Message(Body):
 
 
 class FunctionDefinition(Body):
-    name: str = Field(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_.-]+$")
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_-]+$")
     description: str | None = None
     parameters: JsonObject | None = Field(None, description="A JSON schema of the arguments.")
     strict: bool | None = None
