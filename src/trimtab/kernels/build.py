@@ -97,14 +97,17 @@ def build(dtype: str) -> Path | None:
 
 @contextmanager
 def _alone(target: Path) -> Iterator[None]:
-    """Within, no other process compiles this library; a killed one leaves nothing that holds us up."""
+    """Within, no other process compiles a library here; a killed one leaves nothing that holds us up."""
     import fcntl
 
-    with target.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
         for left in target.parent.glob(f"{target.stem}-*.tmp"):
             left.unlink(missing_ok=True)
         yield
+    finally:
+        os.close(folder)
 
 
 def _compile(cxx: str, dtype: str, target: Path) -> None:
