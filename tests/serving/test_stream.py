@@ -241,7 +241,7 @@ def test_comments_keep_a_waiting_stream_alive(server: Server, monkeypatch: pytes
     gate = threading.Event()
     engine = server.engines["base"]
     step = engine.step
-    monkeypatch.setattr(engine, "step", lambda: (gate.wait(), step())[1])
+    monkeypatch.setattr(engine, "step", lambda meanwhile: (meanwhile(), gate.wait(), step(meanwhile))[2])
     sock = socket.create_connection(("127.0.0.1", server.port), timeout=60)
     body = b'{"model": "base", "prompt": "a", "max_tokens": 2, "stream": true, "ignore_eos": true}'
     head = (

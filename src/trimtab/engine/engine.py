@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -301,14 +301,20 @@ class Engine:
 
     # --- one step
 
-    def step(self) -> list[Request]:
-        """Schedule, compute, commit and sample once. Returns the requests that got a token or ended."""
+    def step(self, meanwhile: Callable[[], None] | None = None) -> list[Request]:
+        """Schedule, compute, commit and sample once. Returns the requests that got a token or ended.
+
+        `meanwhile` is called just before the model runs: what it sets going in other threads has the
+        interpreter to itself then.
+        """
         picks = self.scheduler.schedule()
         failed, self.scheduler.failed = self.scheduler.failed, []
         if not picks:
             return failed
         self._peak = max(self._peak, self.cache.bytes_held)
         logit_rows, owners = self.outcomes.wanted(picks)
+        if meanwhile is not None:
+            meanwhile()
         with self._quiet_torch():
             out = self.runner.run(picks, logit_rows)
             self.cache.commit(out.rows, [pick.count for pick in picks])

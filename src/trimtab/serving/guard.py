@@ -24,7 +24,7 @@ class Guard:
     def __init__(self, ticket: Ticket, receive: Receive, seconds: float | None, limit: float | None) -> None:
         self.gone = False
         self.late = False
-        self._ticket = ticket
+        self._ticket: Ticket | None = ticket
         self._limit = limit
         self._watcher = asyncio.create_task(self._watch(receive))
         loop = asyncio.get_running_loop()
@@ -33,13 +33,15 @@ class Guard:
     def stop(self) -> None:
         """Watch no longer."""
         self._watcher.cancel()
+        # The cancelled task's traceback refers to this, and must not keep the ticket's texts alive.
+        self._ticket = None
         if self._timer is not None:
             self._timer.cancel()
 
     def leave(self) -> None:
         """Note that the client has left."""
         self.gone = True
-        self._ticket.cancel()
+        self._end()
 
     @property
     def error(self) -> ApiError:
@@ -53,4 +55,8 @@ class Guard:
 
     def _expire(self) -> None:
         self.late = True
-        self._ticket.cancel()
+        self._end()
+
+    def _end(self) -> None:
+        if self._ticket is not None:
+            self._ticket.cancel()

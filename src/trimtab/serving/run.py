@@ -174,6 +174,8 @@ class _Process:
         # The model's objects are here to stay; a collection need not walk them in the middle of a stream.
         gc.collect()
         gc.freeze()
+        # Full collections come when a share of what the last one saw is new: let that be little from now on.
+        gc.collect()
         self._say_ready()
 
     def _say_ready(self) -> None:

@@ -81,6 +81,8 @@ class EventStream(Response):
             guard.stop()
             ticket.cancel()
             self._ended(error, guard.gone)
+            # Whatever still refers to this response must not keep its texts alive.
+            del self._ticket, self._chunks, self._watch, self._ended
         if not guard.gone:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 

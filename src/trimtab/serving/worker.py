@@ -75,6 +75,7 @@ class Worker:
         self._engines = dict(engines)
         self._max_waiting = max_waiting
         self._inbox: deque[Callable[[], None]] = deque()
+        self._outbox: list[tuple[asyncio.AbstractEventLoop, Callable[..., None], tuple[object, ...]]] = []
         self._wake = threading.Event()
         self._tickets: dict[Request, Ticket] = {}
         self._thread: threading.Thread | None = None
@@ -217,20 +218,37 @@ class Worker:
             self._wake.clear()
             while self._inbox:
                 self._inbox.popleft()()
-            worked = False
-            for engine in self._engines.values():
-                if engine.scheduler.has_work:
-                    worked = True
-                    self._step(engine)
-            if not worked and not self._inbox:
+            waiting = self._outbox
+            busy = [engine for engine in self._engines.values() if engine.scheduler.has_work]
+            for engine in busy:
+                self._step(engine)
+            if not any(engine.scheduler.has_work for engine in busy) or self._outbox is waiting:
+                self._hand_over()  # no model is about to run
+            if not busy and not self._inbox:
                 self._wake.wait(_NAP_S)
         while self._inbox:
             self._inbox.popleft()()
         self._fail_all(list(self._engines.values()), NotServing("the server is shutting down"))
+        self._hand_over()
+
+    def _tell(self, loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: object) -> None:
+        """Have the event loop call something, with the next hand-over."""
+        self._outbox.append((loop, function, args))
+
+    def _hand_over(self) -> None:
+        """Give the event loops what is in the outbox.
+
+        Done while the model runs, as far as can be: both threads need the interpreter, and what the event
+        loop does between two steps holds the engine up.
+        """
+        calls, self._outbox = self._outbox, []
+        for loop in dict.fromkeys(loop for loop, _, _ in calls):
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever asked
+                loop.call_soon_threadsafe(_call_all, [call[1:] for call in calls if call[0] is loop])
 
     def _step(self, engine: Engine) -> None:
         try:
-            touched = engine.step()
+            touched = engine.step(self._hand_over)
         except Exception as error:
             log.exception("an engine step failed")
             self._failures += 1
@@ -254,13 +272,10 @@ class Worker:
                 del self._tickets[request]
                 self._finished_at.append(time.monotonic())
                 ended[ticket] = None
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, list[Update]]]] = {}
         for ticket, updates in news.items():
             interval = self.stream_interval_s if ticket.interval_s is None else ticket.interval_s
             ticket.due = now + interval
-            by_loop.setdefault(ticket.loop, []).append((ticket, updates))
-        for loop, items in by_loop.items():
-            _call(loop, _deliver, items)
+            self._tell(ticket.loop, ticket.deliver, updates)
         for ticket in ended:
             self._end(engine, ticket)
 
@@ -273,7 +288,7 @@ class Worker:
         elif all(r.state is State.FINISHED for r in requests):
             pairs = zip(ticket.prompts, ticket.groups, strict=True)
             outputs = [engine.output(prompt, group) for prompt, group in pairs]
-            _call(ticket.loop, ticket.finish, outputs, None)
+            self._tell(ticket.loop, ticket.finish, outputs, None)
 
     def _admit(
         self, entry: object, ticket: Ticket, prompts: Sequence[Prompt], params: Sequence[SamplingParams]
@@ -291,19 +306,19 @@ class Worker:
             if not isinstance(error, TrimtabError):
                 log.exception("a request could not be queued")
                 error = EngineFailure(f"{type(error).__name__} while queueing; see the server's log")
-            _call(ticket.loop, ticket.refuse, error)
+            self._tell(ticket.loop, ticket.refuse, error)
             return
         ticket.prompts, ticket.groups = list(prompts), groups
         for request in ticket.requests:
             self._tickets[request] = ticket
-        _call(ticket.loop, ticket.admit)
+        self._tell(ticket.loop, ticket.admit)
 
     def _cancel(self, ticket: Ticket, error: Exception | None = None) -> None:
         engine = self._engines[ticket.name]
         engine.cancel(ticket.requests)
         for request in ticket.requests:
             self._tickets.pop(request, None)
-        _call(ticket.loop, ticket.finish, None, error)
+        self._tell(ticket.loop, ticket.finish, None, error)
 
     def _fail_all(self, engines: Sequence[Engine], error: Exception) -> None:
         """End everything these engines work on, as well as can be."""
@@ -317,7 +332,7 @@ class Worker:
                     self._problem = "the engine has failed; restart the server"
                     for request in ticket.requests:
                         self._tickets.pop(request, None)
-                    _call(ticket.loop, ticket.finish, None, error)
+                    self._tell(ticket.loop, ticket.finish, None, error)
 
 
 def _prepared(engine: Engine, prompts: Sequence[Prompt], params: Sequence[SamplingParams]) -> list[Prompt]:
@@ -335,11 +350,6 @@ def _prepared(engine: Engine, prompts: Sequence[Prompt], params: Sequence[Sampli
     return ready
 
 
-def _deliver(items: list[tuple[Ticket, list[Update]]]) -> None:
-    for ticket, updates in items:
-        ticket.deliver(updates)
-
-
-def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: object) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever asked
-        loop.call_soon_threadsafe(function, *args)
+def _call_all(calls: list[tuple[Callable[..., None], tuple[object, ...]]]) -> None:
+    for function, args in calls:
+        function(*args)
