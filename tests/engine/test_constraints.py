@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -314,3 +315,37 @@ def test_what_could_cut_the_text_short_is_refused(field: str) -> None:
 def test_wishes_that_make_no_sense(wish: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         SamplingParams(structured_outputs=wish)
+
+
+def test_masks_of_a_step_that_failed_are_done_before_the_next_ones_begin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(constraining, "_HAND_OVER_S", -1.0)
+    engine, runner = fake_engine()
+    inside: list[int] = []
+
+    class Slow(WordState):
+        def fill_mask(self, out: Mask) -> bool:
+            inside.append(1)
+            time.sleep(0.05)
+            assert sum(inside) == 1, "two masks of one text are filled at once"
+            inside.pop()
+            return super().fill_mask(out)
+
+    constraint = WordConstraint([(9, 8, 7)])
+    monkeypatch.setattr(constraint, "start", lambda: Slow([(9, 8, 7)]))
+    keep_to(engine, constraint, monkeypatch)
+    [request] = engine.submit(prompt(5), params())
+    original = runner.run
+
+    def broken(*args: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(runner, "run", broken)
+    with pytest.raises(ZeroDivisionError):
+        engine.step()
+    monkeypatch.setattr(runner, "run", original)
+    monkeypatch.setattr(constraining, "_HAND_OVER_S", 1e9)  # the next ones are filled in this thread
+    while engine.scheduler.has_work:
+        engine.step()
+    assert request.output_ids == [9, 8, 7]

@@ -237,7 +237,9 @@ def _sample_natively(library: Library, table: NDArray[np.float32], rows: Sequenc
                 continue
             logits = _adjusted(values, row)
         u = 0.0 if params.temperature == 0 else uniform(row.seed, row.position, Purpose.SAMPLE)
-        wanted.append(Wanted(logits, row.mask, params, u))
+        wanted.append(
+            Wanted(logits, row.mask, params.temperature, params.top_k, params.top_p, params.min_p, u)
+        )
         places.append(i)
     for i, (token, largest) in zip(places, draw(library, wanted) if wanted else [], strict=True):
         params = rows[i].params

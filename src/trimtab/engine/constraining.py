@@ -9,7 +9,7 @@ text goes back to one of the places where it had a choice, and must choose other
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -118,6 +118,9 @@ class Constraining:
 
     def start(self, owners: list[tuple[Request, int]]) -> None:
         """Begin to fill masks for the rows from which constrained requests will draw their next token."""
+        if self._job is not None:  # of a step that failed before it took its masks
+            wait([self._job])
+            self._job = None
         self._rows = [
             (i, request)
             for i, (request, token) in enumerate(owners)

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from trimtab.decoding.sampling_params import SamplingParams
     from trimtab.kernels.native import Library
 
 # One row: sample.h's Draw.
@@ -32,12 +31,15 @@ _DRAW = np.dtype(
 
 @dataclass(slots=True)
 class Wanted:
-    """A row to draw from: logits float32 [V], allowed tokens (int32 words or None), settings, and the random
-    number in [0, 1)."""
+    """A row to draw from: logits float32 [V], allowed tokens (int32 words or None), the settings of
+    `SamplingParams`, and the random number in [0, 1)."""
 
     logits: NDArray[np.float32]
     mask: NDArray[np.int32] | None
-    params: SamplingParams
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
     u: float
 
 
@@ -50,10 +52,10 @@ def draw(library: Library, rows: Sequence[Wanted]) -> list[tuple[int, float]]:
                 row.logits.ctypes.data,
                 0 if row.mask is None else row.mask.ctypes.data,
                 row.u,
-                row.params.top_p,
-                min(row.params.temperature, 1e30),  # of a float32; this high all tokens are as likely
-                row.params.min_p,
-                min(max(row.params.top_k, 0), row.logits.size),
+                row.top_p,
+                min(row.temperature, 1e30),  # of a float32; this high all tokens are as likely
+                row.min_p,
+                min(max(row.top_k, 0), row.logits.size),
                 -1,
                 0.0,
             )

@@ -19,17 +19,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trimtab.engine.request import State
-from trimtab.errors import RequestError, TrimtabError
+from trimtab.errors import TrimtabError
 from trimtab.serving.ticket import Ticket, Update
 
 if TYPE_CHECKING:
     from trimtab.decoding.sampling_params import SamplingParams
-    from trimtab.engine.engine import Engine, EngineStats, Prompt
+    from trimtab.engine.engine import Engine, EngineStats
     from trimtab.engine.request import Request
 
 log = logging.getLogger("trimtab.serving")
 
-_SHORT_TEXT = 4096  # characters; longer prompts are tokenized off the event loop
 _FAILURES_FORGIVEN = 2
 _NAP_S = 0.2
 _LEAST_INTERVAL_S = 0.02
@@ -144,13 +143,13 @@ class Worker:
     async def submit(
         self,
         name: str,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[list[int]],
         params: Sequence[SamplingParams],
         *,
         live: bool = False,
         interval_s: float | None = 0.0,
     ) -> Ticket:
-        """Queue prompts, each with its parameters, as one ticket.
+        """Queue prompts (token ids), each with its parameters, as one ticket.
 
         Args:
             live: the ticket hands out text as it comes (iterate over it); otherwise only at the end.
@@ -170,13 +169,11 @@ class Worker:
         self._entering[entry] = texts
         try:
             engine = self._engines[name]
-            heavy = any(p.structured_outputs is not None for p in params)
-            if heavy or sum(len(p) for p in prompts if isinstance(p, str)) > _SHORT_TEXT:
-                ready = await asyncio.to_thread(_prepared, engine, prompts, params)
-            else:
-                ready = _prepared(engine, prompts, params)
+            # Compiled and kept now, so that the engine's thread need not do it.
+            for wish in [p.structured_outputs for p in params if p.structured_outputs is not None]:
+                await asyncio.to_thread(engine.compile, wish)
             ticket = Ticket(self, name, asyncio.get_running_loop(), live, interval_s)
-            self._send(lambda: self._admit(entry, ticket, ready, params))
+            self._send(lambda: self._admit(entry, ticket, prompts, params))
             try:
                 await ticket.admitted
             except asyncio.CancelledError:
@@ -291,7 +288,7 @@ class Worker:
             self._tell(ticket.loop, ticket.finish, outputs, None)
 
     def _admit(
-        self, entry: object, ticket: Ticket, prompts: Sequence[Prompt], params: Sequence[SamplingParams]
+        self, entry: object, ticket: Ticket, prompts: Sequence[list[int]], params: Sequence[SamplingParams]
     ) -> None:
         self._entering.pop(entry, None)  # from here on the scheduler counts them
         if ticket.cancelled:
@@ -333,21 +330,6 @@ class Worker:
                     for request in ticket.requests:
                         self._tickets.pop(request, None)
                     self._tell(ticket.loop, ticket.finish, None, error)
-
-
-def _prepared(engine: Engine, prompts: Sequence[Prompt], params: Sequence[SamplingParams]) -> list[Prompt]:
-    """Prompts as token ids, and their constraints compiled, so that the engine's thread need not do it."""
-    tokenizer = engine.model.tokenizer
-    ready: list[Prompt] = []
-    for prompt, wishes in zip(prompts, params, strict=True):
-        if isinstance(prompt, str):
-            if tokenizer is None:
-                raise RequestError("the prompt is text but this model has no tokenizer; give token ids")
-            prompt = tokenizer.encode(prompt)
-        ready.append(prompt)
-        if wishes.structured_outputs is not None:
-            engine.compile(wishes.structured_outputs)
-    return ready
 
 
 def _call_all(calls: list[tuple[Callable[..., None], tuple[object, ...]]]) -> None:

@@ -239,4 +239,4 @@ def test_equal_wishes_share_a_constraint_and_old_ones_leave():
     small.compile(StructuredOutputs(choice=["b"]))
     small.compile(StructuredOutputs(choice=["c"]))
     assert small.compile(StructuredOutputs(json={"type": "integer"})) is not first
-    assert compiler().compile_lark('start: "a"').start().accepting is False
+    assert compiler().compile(StructuredOutputs(grammar='start: "a"')).start().accepting is False

@@ -74,10 +74,6 @@ class Compiler:
                 f"structured_outputs.{wish.kind} takes more than {timeout_s:g} s to compile; make it simpler"
             ) from None
 
-    def compile_lark(self, grammar: str, *, timeout_s: float = 10) -> Constraint:
-        """The constraint for a grammar in llguidance's form of Lark."""
-        return self.compile(StructuredOutputs(grammar=grammar), timeout_s=timeout_s)
-
     def _work(self, wish: StructuredOutputs, future: Future[Constraint]) -> None:
         with self._places:
             try:

@@ -8,6 +8,7 @@ constants, so rows cannot be dropped head by head.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -235,8 +236,9 @@ class PerLayerCache(KVCache):
         super().__init__(shape, options, memory_bytes)
         self.rows = self.make_rows(memory_bytes)
 
+    @abstractmethod
     def make_rows(self, memory_bytes: int) -> PerLayerRows:
-        raise NotImplementedError
+        """The arena of this method's form."""
 
     def kept(self, sequence: PerLayerSequence, first: int) -> list[list[int]] | None:
         """Of tokens `first` to `sequence.length`, about to be coded: for each layer those to keep in full."""
