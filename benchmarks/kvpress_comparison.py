@@ -49,14 +49,14 @@ from trimtab import Engine, Model, SamplingParams
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.chat import question_ids, split_question_ids
 from trimtab.evaluation.corpus import shipped_text
-from trimtab.evaluation.skillset import vocabulary as words
-from trimtab.evaluation.skillset.recall import FIELDS, record
 from trimtab.evaluation.statistics import mean, standard_error
 from trimtab.evaluation.tasks.needle import NeedleOptions, make_cases
 from trimtab.evaluation.tasks.perplexity import PerplexityOptions, cut_windows
 from trimtab.evaluation.tasks.speed import make_prompts
 from trimtab.models.tokenizer import Tokenizer
 from trimtab.sizes import format_bytes
+from trimtab.skills import vocabulary as words
+from trimtab.skills.records import FIELDS, record
 
 PAGE = 16
 WORKER = Path(__file__).with_name("_kvpress_worker.py")

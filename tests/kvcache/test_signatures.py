@@ -14,11 +14,12 @@ from kvcache.dense import Dense, DenseKivi, score
 from kvcache.policies import make_engine
 from trimtab.decoding.sampling_params import SamplingParams
 from trimtab.engine.engine import Engine
-from trimtab.evaluation.corpus import Haystack, shipped_text
-from trimtab.evaluation.skillset import vocabulary as words
+from trimtab.evaluation.corpus import shipped_text
 from trimtab.models.config import config_from_dict
 from trimtab.models.shapes import random_model
 from trimtab.models.transformer import Model
+from trimtab.skills import vocabulary as words
+from trimtab.skills.haystack import Haystack
 
 
 @functools.cache

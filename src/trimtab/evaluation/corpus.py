@@ -1,19 +1,18 @@
-"""Where evaluation text comes from, and hay cut from it."""
+"""Where evaluation text comes from."""
 
 from __future__ import annotations
 
 import importlib.resources
-import random
-import re
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trimtab.errors import ConfigError
 
+if TYPE_CHECKING:
+    from trimtab.models.tokenizer import Tokenizer
+
 WIKITEXT_PLACES = ("wikitext-2/test.txt", "wikitext-2/wiki.test.tokens", "test.txt", "wiki.test.tokens")
-# An end of sentence (not of "Mr."), its closing quotes, then white space and a capital or a quote.
-_BREAK = re.compile(r"""(?<=[.!?])(?<!Mr\.)(?<!Mrs\.)(?<!Dr\.)(?<!St\.)["')]*(\s+)(?=["'(]?[A-Z])""")
 
 
 @cache
@@ -57,40 +56,7 @@ def _read(path: Path) -> str:
     return content
 
 
-@cache
-def breaks(text: str) -> tuple[int, ...]:
-    """The character offsets at which a sentence of `text` starts (other than the first)."""
-    return tuple(m.end() for m in _BREAK.finditer(text))
-
-
-@dataclass(frozen=True, slots=True)
-class Haystack:
-    """A passage of whole sentences into which other sentences can be put."""
-
-    text: str
-
-    @classmethod
-    def draw(cls, source: str, rng: random.Random, *, characters: int) -> Haystack:
-        """A passage of at most `characters` characters from `source`, starting at a drawn sentence.
-
-        A source that is too short is repeated.
-        """
-        starts = [b for b in breaks(source) if b + characters <= len(source)]
-        if not starts:
-            return cls(_whole_sentences(source * (characters // len(source) + 1), characters))
-        start = rng.choice(starts)
-        return cls(_whole_sentences(source[start : start + characters + 1], characters))
-
-    def insert(self, sentence: str, *, depth: float) -> Haystack:
-        """`sentence` put at the sentence boundary nearest to `depth` (0 = in front, 1 = at the end)."""
-        spots = (0, *breaks(self.text), len(self.text))
-        wanted = depth * len(self.text)
-        spot = min(spots, key=lambda s: abs(s - wanted))
-        before, after = self.text[:spot], self.text[spot:]
-        glue = "" if not before or before[-1].isspace() else " "
-        return Haystack(f"{before}{glue}{sentence}{' ' if after else ''}{after}")
-
-
-def _whole_sentences(text: str, characters: int) -> str:
-    ends = [b for b in breaks(text) if b <= characters]
-    return text[: ends[-1] if ends else characters].rstrip()
+def characters_per_token(tokenizer: Tokenizer, text: str) -> float:
+    """Measured on the beginning of `text`."""
+    sample = text[:20_000]
+    return len(sample) / len(tokenizer.encode(sample, add_special_tokens=False))

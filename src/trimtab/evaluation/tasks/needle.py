@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Literal
 from trimtab.errors import ConfigError
 from trimtab.evaluation.accuracy import accuracy, accuracy_change
 from trimtab.evaluation.chat import question_ids, split_question_ids, tokenizer_of
-from trimtab.evaluation.corpus import Haystack, load_text
-from trimtab.evaluation.skillset import vocabulary as words
+from trimtab.evaluation.corpus import characters_per_token, load_text
 from trimtab.evaluation.statistics import mean
 from trimtab.evaluation.tasks.base import Metric, Task, TaskContext, TaskResult
 from trimtab.registry import TASKS, Card
+from trimtab.skills import vocabulary as words
+from trimtab.skills.haystack import Haystack
 
 if TYPE_CHECKING:
     from trimtab.engine.engine import Engine
@@ -170,7 +171,7 @@ def _case(
         names = words.full_names(rng, 1 + options.distractors)
         secrets = [words.secret_number(rng) for _ in names]
         places = [rng.random() for _ in names[1:]]
-        hay = Haystack.draw(text, rng, characters=round(room * _characters_per_token(tokenizer, text)))
+        hay = Haystack.draw(text, rng, characters=round(room * characters_per_token(tokenizer, text)))
         for name, secret, place in zip(names[1:], secrets[1:], places, strict=True):
             hay = hay.insert(words.secret_sentence(name, secret), depth=place)
         needle = words.secret_sentence(names[0], secrets[0])
@@ -186,11 +187,6 @@ def _case(
         f"task 'needle' cannot make a prompt of {length} tokens from text {options.text!r} (the shortest has "
         f"{case.tokens}); use longer 'lengths'"
     )
-
-
-def _characters_per_token(tokenizer: Tokenizer, text: str) -> float:
-    sample = text[:20_000]
-    return len(sample) / len(tokenizer.encode(sample, add_special_tokens=False))
 
 
 def summary(cases: Sequence[Case], found: Sequence[bool], options: NeedleOptions) -> TaskResult:
