@@ -1,0 +1,1 @@
+"""Where training examples come from: readers, token stores, sources, mixtures, batches."""

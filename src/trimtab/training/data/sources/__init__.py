@@ -1,0 +1,1 @@
+"""Sources: endless, resumable streams of segments, one file a kind."""

@@ -1,0 +1,31 @@
+"""What an objective is: a sum of losses over one micro-batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import nn
+
+from trimtab.models.transformer import Model
+from trimtab.training.data.batch import Batch
+
+
+class Objective(ABC):
+    """Minimised is the mean over all units of a step (tokens or texts), however they are split up.
+
+    So an objective gives sums, and the loop divides by `units` of the whole step: accumulation, packing
+    and several processes do not change what a token weighs.
+    """
+
+    def extra_modules(self, model: Model) -> nn.Module | None:
+        """Parameters beside the model's that are trained with it (a class head), or None."""
+        return None
+
+    @abstractmethod
+    def units(self, batch: Batch) -> int:
+        """What the loss of `batch` is summed over: trained tokens, or texts."""
+
+    @abstractmethod
+    def loss_sum(self, model: Model, batch: Batch) -> torch.Tensor:
+        """The float32 sum of losses, with gradients."""

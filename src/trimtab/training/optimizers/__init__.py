@@ -1,0 +1,1 @@
+"""Optimisers: AdamW for vectors and tables, Muon for the matrices between hidden states."""

@@ -1,0 +1,136 @@
+"""A training run as a YAML file: every setting, nothing implied by the command line.
+
+Paths in a recipe are relative to the recipe's folder; `output` is relative to the current one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from trimtab.errors import ConfigError, did_you_mean
+from trimtab.registry import build_dataclass
+from trimtab.training.schedule import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """Where the weights come from.
+
+    source: a model folder, a hub id, or `shipped`; empty with `config`.
+    config: keys of a Hugging Face config.json, for a model with random weights.
+    tokenizer: a folder with the tokenizer; default: the model's own.
+    layers, intermediate_size: grow the loaded model to these sizes without changing what it computes.
+    """
+
+    source: str | None = None
+    config: Mapping[str, Any] | None = None
+    tokenizer: str | None = None
+    layers: int | None = None
+    intermediate_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.source is None) == (self.config is None):
+            raise ConfigError("the recipe's 'model' needs either 'source' or 'config', and not both")
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSettings:
+    """How weights move.
+
+    name: `muon` (hidden matrices by Muon, everything else by AdamW) or `adamw`.
+    lr: peak learning rate.
+    weight_decay: decoupled; of matrices only.
+    clip: largest norm of all gradients together; none = no clipping.
+    """
+
+    name: Literal["muon", "adamw"] = "muon"
+    lr: float = 2e-3
+    weight_decay: float = 0.1
+    betas: tuple[float, ...] = (0.9, 0.95)
+    eps: float = 1e-8
+    momentum: float = 0.95
+    clip: float | None = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One training run.
+
+    mixture: sources of data, each a mapping with `kind`, `weight` and the kind's own settings.
+    tokens: how many tokens to train on, all of a segment counted.
+    batch_tokens: tokens of one optimiser step (at least; segments are not cut to fit).
+    micro_batch_tokens: tokens that go through the model at a time.
+    """
+
+    output: str
+    model: ModelSettings
+    mixture: tuple[Mapping[str, Any], ...]
+    tokens: int
+    batch_tokens: int = 16_384
+    micro_batch_tokens: int = 4_096
+    objective: Mapping[str, Any] = field(default_factory=lambda: {"name": "lm"})
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: Schedule = field(default_factory=Schedule)
+    validation: Mapping[str, Any] | None = None
+    checkpoint_minutes: float = 5.0
+    keep_checkpoints: int = 2
+    seed: int = 0
+    save_dtype: str = "bfloat16"
+    where: str = "the recipe"
+    folder: Path = Path()
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return max(1, self.tokens // self.batch_tokens)
+
+
+_NESTED = {"model": ModelSettings, "optimizer": OptimizerSettings, "schedule": Schedule}
+
+
+def read_recipe(path: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe in a YAML file, `changes` on top (`{"optimizer.lr": 1e-3}`)."""
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no recipe at {path}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"the recipe {path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"the recipe {path} is no mapping of settings to values")
+    for key, value in (changes or {}).items():
+        spot = raw
+        *outer, last = key.split(".")
+        for name in outer:
+            spot = spot.setdefault(name, {})
+        spot[last] = value
+    return recipe_from_dict(raw, where=f"the recipe {path}", folder=path.parent)
+
+
+def recipe_from_dict(raw: Mapping[str, Any], where: str = "the recipe", folder: Path = Path()) -> Recipe:
+    """A checked recipe from plain values; ConfigError names an unknown, missing or ill-typed setting."""
+    names = {f.name for f in dataclasses.fields(Recipe)} - {"where", "folder"}
+    for key in raw:
+        if key not in names:
+            raise ConfigError(f"unknown setting {key!r} in {where}.{did_you_mean(key, names)}")
+    values: dict[str, Any] = dict(raw)
+    for key, cls in _NESTED.items():
+        if key in values:
+            if not isinstance(values[key], Mapping):
+                raise ConfigError(f"{key!r} in {where} is {values[key]!r}; it must be a mapping of settings")
+            values[key] = build_dataclass(cls, values[key], where=f"{key!r} in {where}")
+    plain = {k: v for k, v in values.items() if k not in _NESTED}
+    hints = typing.get_type_hints(Recipe)
+    for name in ("mixture", "objective", "validation"):
+        if name in plain and not isinstance(plain[name], (list, Mapping)):
+            raise ConfigError(f"{name!r} in {where} is {plain[name]!r}; allowed: {hints[name]}")
+    nested = {k: values[k] for k in _NESTED if k in values}
+    return build_dataclass(Recipe, plain | nested | {"where": where, "folder": folder}, where=where)
