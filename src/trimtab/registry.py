@@ -195,5 +195,6 @@ KV_CACHES = Registry(
 )
 CALIBRATIONS = Registry("attachment", "trimtab.calibration", "what is fitted for a base model?")
 TASKS = Registry("task", "trimtab.evaluation.tasks", "how is quality measured?")
+OBJECTIVES = Registry("objective", "trimtab.training.objectives", "what does a training step minimise?")
 
-SEAMS: dict[str, Registry] = {r.seam: r for r in (KV_CACHES, CALIBRATIONS, TASKS)}
+SEAMS: dict[str, Registry] = {r.seam: r for r in (KV_CACHES, CALIBRATIONS, TASKS, OBJECTIVES)}

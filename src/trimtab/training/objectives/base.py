@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,13 @@ class Objective(ABC):
 
     So an objective gives sums, and the loop divides by `units` of the whole step: accumulation, packing
     and several processes do not change what a token weighs.
+
+    Attributes:
+        options: the method's options dataclass.
     """
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
 
     def extra_modules(self, model: Model) -> nn.Module | None:
         """Parameters beside the model's that are trained with it (a class head), or None."""
