@@ -1,22 +1,16 @@
-import random
-
 import pytest
 
-from evaluation.fakes import ScriptedEngine
+from evaluation.fakes import ScriptedEngine, shipped_tokenizer
 from trimtab.errors import ConfigError
-from trimtab.evaluation.skillset import SKILLS
+from trimtab.evaluation.tasks import skills as task
 from trimtab.evaluation.tasks.base import TaskContext
-from trimtab.evaluation.tasks.skills import CORE, Skills, SkillsOptions
+from trimtab.evaluation.tasks.skills import CORE, Skills, SkillsOptions, make_exercises
+from trimtab.skills import SKILLS, held_out
 
 
 def know_all(samples: int, seed: int = 0):
-    known = {}
-    for name, skill in SKILLS.items():
-        rng = random.Random(f"skills {seed} {name}")
-        for _ in range(samples):
-            exercise = skill.make(rng)
-            known[exercise.question] = exercise.reference
-    return known
+    made = make_exercises(shipped_tokenizer(), SkillsOptions(samples=samples), seed)
+    return {exercise.question: exercise.reference for _, exercise in made}
 
 
 def answering(known, wrong=()):
@@ -59,12 +53,34 @@ def test_another_seed_asks_other_questions():
         Skills(SkillsOptions(samples=2)).run(engine, TaskContext(seed=8))
 
 
+def test_exercises_are_held_out_and_passkeys_have_the_asked_length():
+    options = SkillsOptions(skills=("passkey", "functions"), samples=4, passkey=600)
+    for name, exercise in make_exercises(shipped_tokenizer(), options, 0):
+        if name == "passkey":
+            assert 400 < len(shipped_tokenizer().encode(exercise.question)) < 700
+        else:
+            function, what = exercise.question.removeprefix("Write a Python function ").split(" that ")
+            assert held_out("function", function, what.removesuffix("."))
+
+
+def test_a_passkey_beyond_the_context_is_a_clear_error():
+    with pytest.raises(ConfigError, match="context is 2048 tokens; make it 1952 or less"):
+        Skills(SkillsOptions(passkey=2_000)).run(ScriptedEngine(), TaskContext())
+
+
+def test_where_answers_cannot_be_run_functions_are_refused(monkeypatch):
+    monkeypatch.setattr(task, "can_run", lambda: False)
+    with pytest.raises(ConfigError, match=r"leave it out with skills=json$"):
+        Skills(SkillsOptions(skills=("json", "functions"))).run(ScriptedEngine(), TaskContext())
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
         ({"skills": ("jason",)}, "Did you mean 'json'"),
         ({"skills": ("json", "json")}, "name each skill once"),
         ({"samples": 0}, "must be at least 1"),
+        ({"passkey": 8}, "must be at least 32"),
     ],
 )
 def test_bad_options_are_refused(options, complaint):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 from trimtab.skills import vocabulary as words
@@ -9,14 +10,17 @@ from trimtab.skills.base import Exercise, Skill
 from trimtab.skills.haystack import Haystack
 from trimtab.skills.world import World
 
-OTHER_SENTENCES = (
+SENTENCES = (
+    words.secret_sentence("{name}", "{number}"),
     "Remember that the secret number of {name} is {number}.",
     "{name} has the secret number {number}.",
 )
-OTHER_QUESTIONS = (
+QUESTIONS = (
+    words.secret_question("{name}"),
     "Which secret number does {name} have?",
     "Tell me the secret number of {name}.",
 )
+MAIN, *OTHERS = itertools.product(SENTENCES, QUESTIONS)
 
 
 def _passkey(rng: random.Random, world: World) -> Exercise:
@@ -27,15 +31,12 @@ def _passkey(rng: random.Random, world: World) -> Exercise:
         for name in world.people(rng, rng.randint(*world.secrets))
     }
     haystack = Haystack(world.texts.excerpt(rng, rng.randint(*world.characters)))
+    asked = []
     for name, number in secrets.items():
-        sentence = world.worded(rng, (words.secret_sentence("{name}", "{number}"),), OTHER_SENTENCES)
+        sentence, question = world.worded(rng, (MAIN,), OTHERS)
         haystack = haystack.insert(sentence.format(name=name, number=number), depth=rng.random())
-    names = rng.sample(list(secrets), len(secrets))
-    questions = [
-        world.worded(rng, (words.secret_question("{name}"),), OTHER_QUESTIONS).format(name=name)
-        for name in names
-    ]
-    first, *more = (Exercise(q, secrets[name]) for q, name in zip(questions, names, strict=True))
+        asked.append(Exercise(question.format(name=name), number))
+    first, *more = rng.sample(asked, len(asked))
     return Exercise(f"{haystack.text}\n\n{first.question}", first.reference, follow_ups=tuple(more))
 
 
