@@ -27,6 +27,7 @@ class ModelSettings:
     config: keys of a Hugging Face config.json, for a model with random weights.
     tokenizer: a folder with the tokenizer; default: the model's own.
     layers, intermediate_size: grow the loaded model to these sizes without changing what it computes.
+    rope_theta, context: train on with another base of the rotary embedding and a longer context.
     """
 
     source: str | None = None
@@ -34,6 +35,8 @@ class ModelSettings:
     tokenizer: str | None = None
     layers: int | None = None
     intermediate_size: int | None = None
+    rope_theta: float | None = None
+    context: int | None = None
 
     def __post_init__(self) -> None:
         if (self.source is None) == (self.config is None):
@@ -60,6 +63,25 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SampleSettings:
+    """Texts that the model goes on with as it is trained.
+
+    every: steps between two rounds; one more is taken after the last step.
+    """
+
+    prompts: tuple[str, ...]
+    every: int = 500
+    max_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("every", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"'{name}' of the samples is {getattr(self, name)}; it must be at least 1")
+        if not self.prompts:
+            raise ConfigError("the samples have no prompts; give at least one or leave 'samples' out")
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """One training run.
 
@@ -67,6 +89,15 @@ class Recipe:
     tokens: how many tokens to train on, all of a segment counted.
     batch_tokens: tokens of one optimiser step (at least; segments are not cut to fit).
     micro_batch_tokens: tokens that go through the model at a time.
+    window: longest segment of plain text, in tokens; default: the model's context.
+    cache: where tokenized files are kept; default: the user's cache folder.
+    device: where to train; `auto` is a GPU where there is one.
+    precision: `bfloat16` multiplies matrices in that type (autocast); weights stay float32.
+    activation_checkpointing: keep only what enters each layer for the backward pass; the rest is recomputed.
+    compile: run the row-wise parts of the layers through torch.compile.
+    ema: decay of a running average of the weights, which is then what is validated and saved; none = no average.
+    log_seconds: time between two lines of progress where the output is no terminal.
+    tensorboard: also write the metrics for TensorBoard, to `tensorboard/` in the output.
     """
 
     output: str
@@ -75,16 +106,33 @@ class Recipe:
     tokens: int
     batch_tokens: int = 16_384
     micro_batch_tokens: int = 4_096
+    window: int | None = None
+    cache: str | None = None
     objective: Mapping[str, Any] = field(default_factory=lambda: {"name": "lm"})
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     schedule: Schedule = field(default_factory=Schedule)
     validation: Mapping[str, Any] | None = None
+    samples: SampleSettings | None = None
+    device: str = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    activation_checkpointing: bool = False
+    compile: bool = False
+    ema: float | None = None
     checkpoint_minutes: float = 5.0
     keep_checkpoints: int = 2
+    log_seconds: float = 10.0
+    tensorboard: bool = False
     seed: int = 0
     save_dtype: str = "bfloat16"
     where: str = "the recipe"
     folder: Path = Path()
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "batch_tokens", "micro_batch_tokens", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"'{name}' of {self.where} is {getattr(self, name)}; it must be at least 1")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigError(f"'ema' of {self.where} is {self.ema}; it must lie between 0 and 1, such as 0.999")
 
     @property
     def steps(self) -> int:
@@ -92,7 +140,12 @@ class Recipe:
         return max(1, self.tokens // self.batch_tokens)
 
 
-_NESTED = {"model": ModelSettings, "optimizer": OptimizerSettings, "schedule": Schedule}
+_NESTED = {
+    "model": ModelSettings,
+    "optimizer": OptimizerSettings,
+    "schedule": Schedule,
+    "samples": SampleSettings,
+}
 
 
 def read_recipe(path: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
