@@ -1,11 +1,14 @@
 """A training run as a YAML file: every setting, nothing implied by the command line.
 
-Paths in a recipe are relative to the recipe's folder; `output` is relative to the current one.
+Paths in a recipe are relative to the recipe's folder; `output` and `cache` are relative to the current one.
+`$NAME` in a value stands for an environment variable, so that a recipe need not know where data lies.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -165,7 +168,23 @@ def read_recipe(path: str | Path, changes: Mapping[str, Any] | None = None) -> R
         for name in outer:
             spot = spot.setdefault(name, {})
         spot[last] = value
+    raw = _expand(raw, f"the recipe {path}")
     return recipe_from_dict(raw, where=f"the recipe {path}", folder=path.parent)
+
+
+def _expand(value: Any, where: str) -> Any:
+    """Environment variables put in for `$NAME`, in all strings of nested values."""
+    if isinstance(value, dict):
+        return {key: _expand(item, where) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, where) for item in value]
+    if not isinstance(value, str):
+        return value
+    expanded = os.path.expandvars(value)
+    missing = re.search(r"\$\{?([A-Z_][A-Z0-9_]*)", expanded)
+    if missing:
+        raise ConfigError(f"{where} needs the environment variable {missing[1]}, which is not set")
+    return expanded
 
 
 def recipe_from_dict(raw: Mapping[str, Any], where: str = "the recipe", folder: Path = Path()) -> Recipe:
