@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from trimtab.kernels.training.elementwise import rms_norm, swiglu
 from trimtab.models import costs
 from trimtab.models.causal import CausalAttend
 from trimtab.models.config import ModelConfig
@@ -40,6 +41,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
+            return rms_norm(x, self.weight, self.eps)
         return nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
@@ -79,7 +82,10 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(inner, hidden, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
+            return self.down_proj(swiglu(gate, up))
+        return self.down_proj(nn.functional.silu(gate) * up)
 
 
 class DecoderLayer(nn.Module):
@@ -137,6 +143,7 @@ class Model(nn.Module):
         rotary: `Rotary`, which turns positions into cosine and sine tables.
         tokenizer: the checkpoint's `Tokenizer`; None for a model made without a checkpoint.
         path: the folder it was loaded from, or None.
+        adapter: the folder of the adapter that was merged into it when it was loaded, or None.
         lm_head: the output head, or None where the embedding table is used (`output_weight` is either).
     """
 
@@ -149,6 +156,7 @@ class Model(nn.Module):
         self.rotary = Rotary(config.rope, config.head_dim)
         self.tokenizer: Tokenizer | None = None
         self.path: Path | None = None
+        self.adapter: str | None = None
         self._fingerprint = Fingerprint()
 
     @property

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from trimtab.kernels.training.library import native
+
 CHUNK_BYTES = 1 << 22  # float32 logits of one chunk: they are to stay in the cache
 LEAST_ROWS = 128  # below this a matrix product no longer pays
 
@@ -34,15 +36,22 @@ def linear_cross_entropy(
         The float32 sum over rows of `weights * (nll + z_loss * logsumexp**2)`, with gradients for `hidden`
         and `weight`; and float32 `[N]` negative log-likelihoods in nats, 0 where left out, without gradient.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets, weights, z_loss)  # type: ignore[return-value]
+    recorded = torch.is_grad_enabled()  # else no gradient is formed
+    return _LinearCrossEntropy.apply(hidden, weight, targets, weights, z_loss, recorded)  # type: ignore[return-value]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, z_loss: float
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        z_loss: float,
+        recorded: bool,
     ) -> tuple[Tensor, Tensor]:
-        wanted = ctx.needs_input_grad[:2]
+        wanted = [recorded and needed for needed in ctx.needs_input_grad[:2]]
         with torch.autocast(hidden.device.type, enabled=False):
             loss, nll, *gradients = _all_chunks(hidden, weight, targets, weights, z_loss, *wanted)
         ctx.save_for_backward(*gradients)
@@ -53,7 +62,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, factor: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight = (x if x is None else x * factor.to(x.dtype) for x in ctx.saved_tensors)
-        return d_hidden, d_weight, None, None, None
+        return d_hidden, d_weight, None, None, None, None
 
 
 def _all_chunks(
@@ -66,39 +75,59 @@ def _all_chunks(
     want_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Loss, nll and the gradients that are wanted, None for the others."""
+    vocab = weight.shape[0]
+    if targets.numel() and int(targets.max()) >= vocab:
+        raise AssertionError(f"target {int(targets.max())} is not below the vocabulary size, {vocab}")
     kept = ((targets >= 0) & (weights != 0)).nonzero().squeeze(1)
     everything = kept.numel() == targets.numel()
-    rows = hidden if everything else hidden[kept]
     wide = torch.promote_types(hidden.dtype, torch.float32)
+    rows = hidden.contiguous() if everything else hidden[kept]
     targets, scales = targets[kept], weights[kept].to(wide)
     head = weight.to(hidden.dtype)
-    nll, penalty = torch.zeros(2, kept.numel(), dtype=wide, device=hidden.device)
+    nll, lse = torch.zeros(2, kept.numel(), dtype=wide, device=hidden.device)
     d_rows = torch.empty_like(rows) if want_hidden else None
     d_weight = torch.zeros_like(weight, dtype=wide) if want_weight else None
-    step = max(LEAST_ROWS, CHUNK_BYTES // (4 * weight.shape[0]))
+    step = max(LEAST_ROWS, CHUNK_BYTES // (4 * vocab))
+    buffer = rows.new_empty(min(step, kept.numel()), vocab)
     for begin in range(0, kept.numel(), step):
         chunk = slice(begin, begin + step)
-        logits = (rows[chunk] @ head.T).to(wide)
-        _softmax_loss_(logits, targets[chunk], scales[chunk], z_loss, nll[chunk], penalty[chunk])
-        d_logits = logits.to(hidden.dtype)
+        logits = buffer[: len(rows[chunk])]
+        torch.mm(rows[chunk], head.T, out=logits)
+        d_logits = _softmax_loss(logits, targets[chunk], scales[chunk], z_loss, nll[chunk], lse[chunk])
         if d_rows is not None:
             torch.mm(d_logits, head, out=d_rows[chunk])
         if d_weight is not None:
-            d_weight += d_logits.T @ rows[chunk]
-    loss = (scales * (nll + z_loss * penalty)).sum()
+            _add_product_(d_weight, d_logits, rows[chunk])
+    loss = (scales * (nll + z_loss * lse.square())).sum()
     all_nll = torch.zeros(weights.shape, dtype=wide, device=hidden.device).index_copy_(0, kept, nll)
     if d_rows is not None and not everything:
         d_rows = torch.zeros_like(hidden).index_copy_(0, kept, d_rows)
     return loss, all_nll, d_rows, None if d_weight is None else d_weight.to(weight.dtype)
 
 
-def _softmax_loss_(
-    logits: Tensor, targets: Tensor, scales: Tensor, z_loss: float, nll: Tensor, penalty: Tensor
-) -> None:
-    """Fill `nll` and `penalty` (logsumexp squared) `[n]`, and turn `logits[n, V]` into their gradient."""
-    z = logits.logsumexp(-1)
+def _softmax_loss(
+    logits: Tensor, targets: Tensor, scales: Tensor, z_loss: float, nll: Tensor, lse: Tensor
+) -> Tensor:
+    """Fill `nll` and `lse` `[n]`; the gradient of the loss for `logits[n, V]`, which are overwritten."""
+    lib = native(logits, scales)
+    if lib is not None:
+        addresses = [x.data_ptr() for x in (targets, scales, nll, lse)]
+        lib.tt_softmax_loss(
+            logits.data_ptr(), *logits.shape, *addresses[:2], z_loss, *addresses[2:], torch.get_num_threads()
+        )
+        return logits
+    x = logits.to(nll.dtype)
+    z = x.logsumexp(-1)
     at = targets.unsqueeze(1)
-    nll.copy_(z - logits.gather(1, at).squeeze(1))
-    penalty.copy_(z * z)
-    logits.sub_(z.unsqueeze(1)).exp_().mul_((1 + 2 * z_loss * z).unsqueeze(1))
-    logits.scatter_add_(1, at, torch.full_like(at, -1.0, dtype=logits.dtype)).mul_(scales.unsqueeze(1))
+    nll.copy_(z - x.gather(1, at).squeeze(1))
+    lse.copy_(z)
+    x.sub_(z.unsqueeze(1)).exp_().mul_((1 + 2 * z_loss * z).unsqueeze(1))
+    x.scatter_add_(1, at, torch.full_like(at, -1.0, dtype=x.dtype)).mul_(scales.unsqueeze(1))
+    return x.to(logits.dtype)
+
+
+def _add_product_(total: Tensor, d_logits: Tensor, rows: Tensor) -> None:
+    if total.dtype == rows.dtype:
+        total.addmm_(d_logits.T, rows)
+    else:
+        total += d_logits.T @ rows
