@@ -1,6 +1,6 @@
 """Builds the C++ kernels on first use and keeps them in the user's cache folder.
 
-One small shared library a weight type, compiled for this very processor by whichever C++20 compiler is
+One small shared library a kind, compiled for this very processor by whichever C++20 compiler is
 found (`CXX`, g++, clang++). Without a compiler everything still runs on plain torch, only slower; `doctor`
 says which of the two is in use.
 """
@@ -24,6 +24,8 @@ log = logging.getLogger("trimtab.kernels")
 
 SOURCE = Path(__file__).parent / "cpu"
 CPP_TYPES = {"float32": "float", "bfloat16": "bf16", "float16": "f16"}
+# A library's kind is the type of weights and cache rows, and this behind it where the weights are int8.
+INT8 = "-int8"
 FLAGS = [
     "-O3",
     "-march=native",
@@ -64,17 +66,17 @@ def _key() -> str:
     return digest.hexdigest()[:16]
 
 
-def library_path(dtype: str) -> Path:
-    return cache_folder() / f"trimtab-{dtype}-{_key()}.so"
+def library_path(kind: str) -> Path:
+    return cache_folder() / f"trimtab-{kind}-{_key()}.so"
 
 
-def is_built(dtype: str) -> bool:
-    return dtype in CPP_TYPES and library_path(dtype).exists()
+def is_built(kind: str) -> bool:
+    return kind.removesuffix(INT8) in CPP_TYPES and library_path(kind).exists()
 
 
-def build(dtype: str) -> Path | None:
-    """Path of the library for weights of `dtype`, compiled if need be; None where that is impossible."""
-    target = library_path(dtype)
+def build(kind: str) -> Path | None:
+    """Path of the library of `kind` (`float32`, `bfloat16-int8`), compiled if need be; None where it cannot."""
+    target = library_path(kind)
     if target.exists():
         return target
     cxx = compiler()
@@ -84,7 +86,7 @@ def build(dtype: str) -> Path | None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone(target):
             if not target.exists():  # else another process has compiled it meanwhile
-                _compile(cxx, dtype, target)
+                _compile(cxx, kind, target)
         return target
     except OSError as error:
         log.warning("cannot write the kernel cache %s (%s); running on plain torch", target.parent, error)
@@ -110,11 +112,12 @@ def _alone(target: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def _compile(cxx: str, dtype: str, target: Path) -> None:
-    log.info("compiling the %s CPU kernels once (about 10 s)", dtype)
+def _compile(cxx: str, kind: str, target: Path) -> None:
+    log.info("compiling the %s CPU kernels once (about 10 s)", kind)
     handle, scratch = tempfile.mkstemp(prefix=f"{target.stem}-", suffix=".tmp", dir=target.parent)
     os.close(handle)
-    command = [cxx, *FLAGS, f"-DTT_TYPE={CPP_TYPES[dtype]}", str(SOURCE / "trimtab.cpp"), "-o", scratch]
+    types = [f"-DTT_TYPE={CPP_TYPES[kind.removesuffix(INT8)]}", *(["-DTT_INT8"] if kind.endswith(INT8) else [])]
+    command = [cxx, *FLAGS, *types, str(SOURCE / "trimtab.cpp"), "-o", scratch]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
         os.replace(scratch, target)
@@ -122,11 +125,11 @@ def _compile(cxx: str, dtype: str, target: Path) -> None:
         Path(scratch).unlink(missing_ok=True)
 
 
-def build_in_background(dtype: str) -> None:
+def build_in_background(kind: str) -> None:
     """Start a detached build, so that a short-lived process need not wait for it; the next one finds it."""
-    if compiler() is None or is_built(dtype):
+    if compiler() is None or is_built(kind):
         return
-    code = f"from trimtab.kernels.build import build; build({dtype!r})"
+    code = f"from trimtab.kernels.build import build; build({kind!r})"
     subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=subprocess.DEVNULL,

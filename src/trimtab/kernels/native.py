@@ -1,8 +1,8 @@
 """The C++ kernels as Python calls over torch tensors.
 
 `Library` is one compiled file (one weight type) with its team of threads. `NativeModel` holds the addresses
-of a model's weights, exactly as loaded from the checkpoint, and runs decoder steps on them. Activations,
-queries and logits are float32; weights and cache rows keep the model's type.
+of a model's weights, exactly as they lie in the model, and runs decoder steps on them. Activations, queries
+and logits are float32; cache rows have the model's type, and so have the weights unless they are int8.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.kernels.build import build
+from trimtab.kernels.build import INT8, build
 from trimtab.kernels.coded import CodedTables
 from trimtab.kernels.paged import Asked, PagedRows
 
@@ -26,6 +26,7 @@ class _Layer(ctypes.Structure):
         *[(name + "_bias", c_void_p) for name in ("q", "k", "v", "o", "gate", "up", "down")],
         ("q_norm", c_void_p),
         ("k_norm", c_void_p),
+        *[(name + "_scale", c_void_p) for name in ("q", "k", "v", "o", "gate", "up", "down")],
         ("window", c_int64),
     ]
 
@@ -36,7 +37,7 @@ class _Shape(ctypes.Structure):
         ("eps", c_float),
         ("embed", c_void_p),
         ("head", c_void_p),
-        ("norm", c_void_p),
+        *[(name, c_void_p) for name in ("norm", "embed_scale", "head_scale")],
         ("layers", POINTER(_Layer)),
     ]
 
@@ -56,11 +57,20 @@ def _ptr(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-class Library:
-    """The kernels for weights of one type, with `threads` threads of their own."""
+def kind_of(dtype: torch.dtype, int8: bool = False) -> str:
+    """The name of the library for cache rows of type `dtype`, with weights of that type or in int8."""
+    return str(dtype).removeprefix("torch.") + (INT8 if int8 else "")
 
-    def __init__(self, dtype: torch.dtype, threads: int) -> None:
-        path = build(str(dtype).removeprefix("torch."))
+
+class Library:
+    """The kernels for cache rows of type `dtype`, with `threads` threads of their own.
+
+    Weights have that type too, or are `int8` with a factor for each row. Raises OSError where the kernels
+    cannot be compiled.
+    """
+
+    def __init__(self, dtype: torch.dtype, threads: int, int8: bool = False) -> None:
+        path = build(kind_of(dtype, int8))
         if path is None:
             raise OSError("no CPU kernels for this machine")
         lib = ctypes.CDLL(str(path))
@@ -93,14 +103,14 @@ class Library:
             "tt_code": [c_void_p, c_void_p, c_int32, c_int32, c_void_p, c_void_p, c_int32],
             "tt_heavy": [c_void_p, c_void_p, c_int32, c_int32, *[c_void_p] * 3],
             "tt_moments": [c_void_p, c_void_p, c_int64, *[c_int32] * 4, *[c_void_p] * 2],
-            "tt_matmul": [c_void_p, c_void_p, c_int32, c_void_p, c_int32, c_int32, c_void_p],
+            "tt_matmul": [c_void_p, c_void_p, c_int32, c_void_p, c_void_p, c_int32, c_int32, c_void_p],
             "tt_sample": [c_void_p, c_void_p, c_int32, c_int32],
             "tt_read": [c_void_p, c_void_p, c_int64],
         }
         for name, types in pointers.items():
             getattr(lib, name).argtypes = types
         self.lib: Any = lib
-        self.dtype = dtype
+        self.weight_dtype = torch.int8 if int8 else dtype
         self.team = lib.tt_team_new(threads)
 
     @property
@@ -274,11 +284,15 @@ class Library:
             many,
         )
 
-    def matmul(self, x: Tensor, w: Tensor) -> Tensor:
-        """x float32 [M, K] times w [N, K] transposed; a row's bits do not depend on the other rows."""
+    def matmul(self, x: Tensor, w: Tensor, scale: Tensor | None = None) -> Tensor:
+        """x float32 [M, K] times w [N, K] transposed; a row's bits do not depend on the other rows.
+
+        `scale` float32 [N]: the factors of the rows of w where they are int8.
+        """
         y = torch.empty(x.shape[0], w.shape[0])
+        n, k = w.shape
         self.lib.tt_matmul(
-            self.team, x.data_ptr(), x.shape[0], w.data_ptr(), w.shape[0], w.shape[1], y.data_ptr()
+            self.team, x.data_ptr(), x.shape[0], w.data_ptr(), _ptr(scale), n, k, y.data_ptr()
         )
         return y
 
@@ -288,7 +302,10 @@ class Library:
 
 
 class NativeModel:
-    """A dense model's weights as addresses; `config` is a ModelConfig, `weights` its state dict."""
+    """A dense model's weights as addresses; `config` is a ModelConfig, `weights` its state dict.
+
+    A matrix `NAME.weight` in int8 has its rows' factors beside it as `NAME.scale`.
+    """
 
     def __init__(self, library: Library, config: Any, weights: Mapping[str, Tensor]) -> None:
         self.library = library
@@ -309,12 +326,14 @@ class NativeModel:
             }.items():
                 setattr(layer, field, self._hold(weights[f"{at}{name}.weight"]))
                 setattr(layer, field + "_bias", self._float(weights.get(f"{at}{name}.bias")))
+                setattr(layer, field + "_scale", self._float(weights.get(f"{at}{name}.scale")))
             layer.norm1 = self._float(weights[at + "input_layernorm.weight"])
             layer.norm2 = self._float(weights[at + "post_attention_layernorm.weight"])
             layer.q_norm = self._float(weights.get(at + "self_attn.q_norm.weight"))
             layer.k_norm = self._float(weights.get(at + "self_attn.k_norm.weight"))
             layer.window = config.sliding_windows[i] or 0
-        embed = weights["model.embed_tokens.weight"]
+        embed = "model.embed_tokens"
+        head = "lm_head" if "lm_head.weight" in weights else embed
         shape = _Shape(
             n_layers=config.num_layers,
             D=config.hidden_size,
@@ -324,9 +343,11 @@ class NativeModel:
             d=config.head_dim,
             vocab=config.vocab_size,
             eps=config.rms_norm_eps,
-            embed=self._hold(embed),
-            head=self._hold(weights.get("lm_head.weight", embed)),
+            embed=self._hold(weights[embed + ".weight"]),
+            head=self._hold(weights[head + ".weight"]),
             norm=self._float(weights["model.norm.weight"]),
+            embed_scale=self._float(weights.get(embed + ".scale")),
+            head_scale=self._float(weights.get(head + ".scale")),
             layers=layers,
         )
         self._keep += [layers, shape]
@@ -337,7 +358,8 @@ class NativeModel:
 
     def _hold(self, tensor: Tensor) -> int:
         tensor = tensor.detach()
-        assert tensor.dtype == self.library.dtype and tensor.is_contiguous(), (tensor.dtype, tensor.stride())
+        expected = self.library.weight_dtype
+        assert tensor.dtype == expected and tensor.is_contiguous(), (tensor.dtype, tensor.stride())
         self._keep.append(tensor)
         return tensor.data_ptr()
 

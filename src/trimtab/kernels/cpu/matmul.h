@@ -3,8 +3,17 @@
 // Batch invariance: every output element is one accumulator of sixteen lanes that walks k in ascending
 // chunks, then one fixed tree sum. Tile sizes, thread count and the number of rows never change that order,
 // so a row's result is bit-identical whatever else is in the batch.
+//
+// Weights in int8 are multiplied as the whole numbers that they are; `scaled` gives the sum its row's factor.
 #pragma once
 #include "simd.h"
+
+// A sum over row n of w as the number it stands for. An explicit fma: compilers may not join the product with what is
+// added next, which they would do in some instances of a template and not in others.
+template <class W> static inline float scaled(float y, const float* scale, int n) {
+  if constexpr (std::is_same_v<W, i8>) return fmaf(y, scale[n], 0.0f);
+  else return y;
+}
 
 // MR rows of x (prepared layout, stride ldx) times NR rows of w.
 template <class W, int MR, int NR>
@@ -112,6 +121,13 @@ static inline void rows_of_tile(const typename Input<W>::T* x, int ldx, const W*
   }
 }
 
+static inline void widen_rows(const i8* w, i64 count, Floats& to) {
+  if (to.size() < (size_t)count) to.resize(count);
+  i64 i = 0;
+  for (; i + LANES <= count; i += LANES) storev(to.data() + i, load16(w + i));
+  for (; i < count; i++) to[i] = to_float(w[i]);
+}
+
 // All M rows times w's rows [n.begin, n.end); `store(m, n, value)` receives each result once.
 template <class W, class Store>
 static void matmul(const typename Input<W>::T* x, int ldx, int M, const W* w, i64 K, Range n, const Store& store) {
@@ -126,14 +142,27 @@ static void matmul(const typename Input<W>::T* x, int ldx, int M, const W* w, i6
     int rows = (int)(bytes / row) / unit * unit;
     return rows > unit ? rows : unit;
   };
-  const int block = fit(512 * 1024, (i64)sizeof(*x) * ldx, TILE_M), strip = fit(16 * 1024, K * (i64)sizeof(W), TILE_N);
+  // Codes that several tiles use become floats once; the numbers are the same, and so are the bits of the result.
+  const bool widen = std::is_same_v<W, i8> && M > TILE_M;
+  const int block = fit(512 * 1024, (i64)sizeof(*x) * ldx, TILE_M);
+  const int strip = fit(16 * 1024, K * (i64)(widen ? sizeof(float) : sizeof(W)), TILE_N);
   for (int m0 = 0; m0 < M; m0 += block) {
     const int m1 = m0 + block < M ? m0 + block : M;
     for (int n0 = n.begin; n0 < n.end; n0 += strip) {
       const int n1 = n0 + strip < n.end ? n0 + strip : n.end;
       const int tiles = (m1 - m0 + TILE_M - 1) / TILE_M;  // as even as can be: a last tile of one would idle
-      for (int i = 0; i < tiles; i++)
-        rows_of_tile<W>(x, ldx, w, K, m0 + (m1 - m0) * i / tiles, m0 + (m1 - m0) * (i + 1) / tiles, n0, n1, store);
+      auto begin = [&](int i) { return m0 + (m1 - m0) * i / tiles; };
+      if constexpr (std::is_same_v<W, i8>) {
+        if (widen) {
+          static thread_local Floats wide;
+          widen_rows(w + n0 * K, (n1 - n0) * K, wide);
+          auto shifted = [&](int m, int j, float y) { store(m, n0 + j, y); };
+          for (int i = 0; i < tiles; i++)
+            rows_of_tile<float>(x, ldx, wide.data(), K, begin(i), begin(i + 1), 0, n1 - n0, shifted);
+          continue;
+        }
+      }
+      for (int i = 0; i < tiles; i++) rows_of_tile<W>(x, ldx, w, K, begin(i), begin(i + 1), n0, n1, store);
     }
   }
 }

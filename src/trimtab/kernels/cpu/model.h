@@ -13,13 +13,14 @@
 struct Layer {  // mirrored in kernels/native.py; absent parts are null
   const void *q, *k, *v, *o, *gate, *up, *down;
   const float *norm1, *norm2, *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias, *q_norm, *k_norm;
+  const float *q_scale, *k_scale, *v_scale, *o_scale, *gate_scale, *up_scale, *down_scale;  // of int8 rows
   i64 window;
 };
 struct Shape {
   int32_t n_layers, D, I, H, G, d, vocab;
   float eps;
   const void *embed, *head;
-  const float* norm;
+  const float *norm, *embed_scale, *head_scale;
   const Layer* layers;
 };
 struct Step {
@@ -78,7 +79,7 @@ struct Model {
     Range r = share(n, 1, t, team.n);
     for (int i = r.begin; i < r.end; i++) {
       const W* e = (const W*)s.embed + tokens[i] * s.D;
-      for (int j = 0; j < s.D; j++) out[(i64)i * s.D + j] = to_float(e[j]);
+      for (int j = 0; j < s.D; j++) out[(i64)i * s.D + j] = scaled<W>(to_float(e[j]), s.embed_scale, (int)tokens[i]);
     }
   }
   template <class W> void norm_into(int t, const float* x, int n, const float* w, Rows& out) {
@@ -93,20 +94,24 @@ struct Model {
   }
   // out[m, n] = matmul + bias over this thread's part of one weight inside a concatenation at `offset`.
   template <class W>
-  void project(Range mine, int offset, int width, const void* w, const float* bias, Rows& a, int n, i64 K, float* out) {
+  void project(Range mine, int offset, int width, const void* w, const float* scale, const float* bias, Rows& a, int n,
+               i64 K, float* out) {
     int b = mine.begin - offset, e = mine.end - offset;
     b = b < 0 ? 0 : b;
     e = e > width ? width : e;
     if (b >= e) return;
     matmul(a.row<W>(0), a.stride, n, (const W*)w, K, Range{b, e},
-           [&](int m, int j, float y) { out[(i64)m * width + j] = bias ? y + bias[j] : y; });
+           [&](int m, int j, float y) {
+             y = scaled<W>(y, scale, j);
+             out[(i64)m * width + j] = bias ? y + bias[j] : y;
+           });
   }
   template <class W> void qkv(int t, const Layer& l, int n, float* qo, float* ko, float* vo) {
     int nq = s.H * s.d, nk = s.G * s.d;
     Range mine = share(nq + 2 * nk, 8, t, team.n);
-    project<W>(mine, 0, nq, l.q, l.q_bias, in, n, s.D, qo);
-    project<W>(mine, nq, nk, l.k, l.k_bias, in, n, s.D, ko);
-    project<W>(mine, nq + nk, nk, l.v, l.v_bias, in, n, s.D, vo);
+    project<W>(mine, 0, nq, l.q, l.q_scale, l.q_bias, in, n, s.D, qo);
+    project<W>(mine, nq, nk, l.k, l.k_scale, l.k_bias, in, n, s.D, ko);
+    project<W>(mine, nq + nk, nk, l.v, l.v_scale, l.v_bias, in, n, s.D, vo);
   }
   void head_norms(int t, const Layer& l, int n, float* qo, float* ko) {
     if (!l.q_norm) return;
@@ -135,16 +140,25 @@ struct Model {
   }
   template <class W> void out_proj(int t, const Layer& l, int n, float* x) {
     matmul(mid.row<W>(0), mid.stride, n, (const W*)l.o, (i64)s.H * s.d, share(s.D, 8, t, team.n),
-           [&](int m, int j, float y) { x[(i64)m * s.D + j] += l.o_bias ? y + l.o_bias[j] : y; });
+           [&](int m, int j, float y) {
+             y = scaled<W>(y, l.o_scale, j);
+             x[(i64)m * s.D + j] += l.o_bias ? y + l.o_bias[j] : y;
+           });
   }
   template <class W> void gate_up(int t, const Layer& l, int n) {
     Range r = share(s.I, 16, t, team.n);
     if (r.begin >= r.end) return;
     float *g = gate.data(), *u = g + (i64)n * s.I;
     matmul(in.row<W>(0), in.stride, n, (const W*)l.gate, s.D, r,
-           [&](int m, int j, float y) { g[(i64)m * s.I + j] = l.gate_bias ? y + l.gate_bias[j] : y; });
+           [&](int m, int j, float y) {
+             y = scaled<W>(y, l.gate_scale, j);
+             g[(i64)m * s.I + j] = l.gate_bias ? y + l.gate_bias[j] : y;
+           });
     matmul(in.row<W>(0), in.stride, n, (const W*)l.up, s.D, r,
-           [&](int m, int j, float y) { u[(i64)m * s.I + j] = l.up_bias ? y + l.up_bias[j] : y; });
+           [&](int m, int j, float y) {
+             y = scaled<W>(y, l.up_scale, j);
+             u[(i64)m * s.I + j] = l.up_bias ? y + l.up_bias[j] : y;
+           });
     for (int m = 0; m < n; m++) {
       auto o = act.row<W>(m);
       for (int j = r.begin; j < r.end; j += LANES) {
@@ -161,7 +175,10 @@ struct Model {
   }
   template <class W> void down(int t, const Layer& l, int n, float* x) {
     matmul(act.row<W>(0), act.stride, n, (const W*)l.down, s.I, share(s.D, 8, t, team.n),
-           [&](int m, int j, float y) { x[(i64)m * s.D + j] += l.down_bias ? y + l.down_bias[j] : y; });
+           [&](int m, int j, float y) {
+             y = scaled<W>(y, l.down_scale, j);
+             x[(i64)m * s.D + j] += l.down_bias ? y + l.down_bias[j] : y;
+           });
   }
   template <class W> void mlp(int t, const Layer& l, int n, float* x) {
     norm_into<W>(t, x, n, l.norm2, in);
@@ -173,7 +190,7 @@ struct Model {
   }
   template <class W> void head(int t, const Rows&, int n, float* logits) {
     matmul(in.row<W>(0), in.stride, n, (const W*)s.head, s.D, share(s.vocab, 8, t, team.n),
-           [&](int m, int j, float y) { logits[(i64)m * s.vocab + j] = y; });
+           [&](int m, int j, float y) { logits[(i64)m * s.vocab + j] = scaled<W>(y, s.head_scale, j); });
   }
 
   void find_masks(const Paged& c) {
@@ -184,8 +201,8 @@ struct Model {
     }
   }
 
-  // The whole step over rows in pages, whose elements have the weights' type; some may be coded.
-  template <class W, class Held> void step(const Step& st, const Held& rows) {
+  // The whole step over weights W and rows in pages, whose elements have type E; some may be coded.
+  template <class W, class E, class Held> void step(const Step& st, const Held& rows) {
     size(st.n);
     find_masks(rows);
     runs.find(rows, states.begun);
@@ -222,9 +239,9 @@ struct Model {
           rotate(k.data() + (i64)j * s.G * s.d, s.G, s.d, st.cos + (i64)j * s.d / 2, st.sin + (i64)j * s.d / 2);
         }
         if (st.queries && st.rotated) keep_queries();
-        write_share<W>(c, k.data(), v.data(), r.begin, r.end);
+        write_share<E>(c, k.data(), v.data(), r.begin, r.end);
         team.barrier(t);
-        auto source = [&](int seq, int g) { return source_of<W>(c, seq, g); };
+        auto source = [&](int seq, int g) { return source_of<E>(c, seq, g); };
         const bool shared = runs.any() && !l.window;
         if (shared) attend_shared(team, t, c, runs, source, scratch[t], states, q.data());
         attend_all(team, c, source, scratch[t], states, q.data(), mask_at.data(), shared, [&](int row, int h, const float* o, float z) {

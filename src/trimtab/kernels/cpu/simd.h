@@ -1,4 +1,4 @@
-// Sixteen float lanes, loads from f32 / bf16 / f16, exp, and sums in one fixed order.
+// Sixteen float lanes, loads from f32 / bf16 / f16 / int8, exp, and sums in one fixed order.
 //
 // Everything is written with compiler vector extensions, so one source serves AVX-512, AVX2 and NEON.
 // Activations are float32; only weights and cache rows are stored narrow. One exception: processors that
@@ -19,6 +19,7 @@ constexpr int CHUNK = 32;  // a matmul consumes K in chunks of 32 = one even and
 
 struct bf16 { uint16_t bits; };
 struct f16 { uint16_t bits; };
+struct i8 { int8_t code; };  // of a weight; what it stands for is code * scale of its row
 
 #include "wide.h"
 
@@ -95,6 +96,7 @@ static inline float to_float(f16 x) {
   return f;
 #endif
 }
+static inline float to_float(i8 x) { return x.code; }
 static inline void from_float(float x, float* p) { *p = x; }
 static inline void from_float(float x, bf16* p) {  // round to nearest even, NaN kept
   uint32_t u;
@@ -124,11 +126,13 @@ static inline V load16(const f16* p) {
   return loadv(r);
 #endif
 }
+static inline V load16(const i8* p) { return floats_of(load_i8(p)); }
 
 // Thirty-two consecutive weights as two vectors. For bf16 the two are the even and the odd elements
 // (one shift and one mask), so the activations are laid out likewise by `Input` below.
 static inline void load32(const float* p, V& a, V& b) { a = loadv(p); b = loadv(p + LANES); }
 static inline void load32(const f16* p, V& a, V& b) { a = load16(p); b = load16(p + LANES); }
+static inline void load32(const i8* p, V& a, V& b) { a = load16(p); b = load16(p + LANES); }
 static inline void load32(const bf16* p, V& a, V& b) {
   VU u = load_wide<VU>(p);
   a = (V)(u << 16);

@@ -12,12 +12,17 @@
 
 #define API extern "C" __attribute__((visibility("default")))
 #ifndef TT_TYPE
-#define TT_TYPE float  // float, bf16 or f16: one library a type, so only what is used is compiled
+#define TT_TYPE float  // float, bf16 or f16, with TT_INT8 or without: only what is used is compiled
 #endif
-typedef TT_TYPE E;
+typedef TT_TYPE E;  // of cache rows
+#ifdef TT_INT8
+typedef i8 Weight;
+#else
+typedef E Weight;
+#endif
 
 // Whether matmul inputs are rounded to the weights' type on the way in.
-API int tt_rounds_inputs() { return sizeof(Input<E>::T) < sizeof(float); }
+API int tt_rounds_inputs() { return sizeof(Input<Weight>::T) < sizeof(float); }
 API void* tt_team_new(int threads) { return new Team(threads < 1 ? 1 : threads); }
 API void tt_team_free(void* t) { delete (Team*)t; }
 API void* tt_model_new(const Shape* s, void* team) { return new Model(*s, *(Team*)team); }
@@ -25,28 +30,28 @@ API void tt_model_free(void* m) { delete (Model*)m; }
 
 API void tt_step(void* model, const Step* st, const Paged* c) {
   Model& m = *(Model*)model;
-  m.step<E>(*st, *c);
+  m.step<Weight, E>(*st, *c);
 }
 API void tt_step_coded(void* model, const Step* st, const Coded* c) {
   Model& m = *(Model*)model;
-  m.step<E>(*st, *c);
+  m.step<Weight, E>(*st, *c);
 }
 API void tt_embed(void* model, const i64* tokens, int n, float* out) {
   Model& m = *(Model*)model;
-  m.team.run([&](int t) { m.embed<E>(t, tokens, n, out); });
+  m.team.run([&](int t) { m.embed<Weight>(t, tokens, n, out); });
 }
 API void tt_layer_in(void* model, int layer, int n, const float* x, float* q, float* k, float* v) {
   Model& m = *(Model*)model;
-  m.layer_in<E>(m.s.layers[layer], n, x, q, k, v);
+  m.layer_in<Weight>(m.s.layers[layer], n, x, q, k, v);
 }
 API void tt_layer_out(void* model, int layer, int n, float* x, const float* attn) {
   Model& m = *(Model*)model;
-  m.layer_out<E>(m.s.layers[layer], n, x, attn);
+  m.layer_out<Weight>(m.s.layers[layer], n, x, attn);
 }
 API void tt_finish(void* model, const Step* st, const float* x) {
   Model& m = *(Model*)model;
   m.size(st->n);
-  m.team.run([&](int t) { m.finish<E>(t, *st, x); });
+  m.team.run([&](int t) { m.finish<Weight>(t, *st, x); });
 }
 
 API void tt_rotate(float* x, int n, int heads, int d, const float* cos, const float* sin) {
@@ -212,16 +217,16 @@ API void tt_moments(void* team, const float* q, i64 layer, int n, int L, int H, 
   moments(*(Team*)team, q, layer, n, L, H, d, sum, outer);
 }
 
-// y[m, n] = x[m, k] w[n, k]^T, for tests of batch invariance.
-API void tt_matmul(void* team, const float* x, int M, const void* w, int N, int K, float* y) {
+// y[m, n] = x[m, k] w[n, k]^T, int8 rows times `scale` [n], for tests of batch invariance.
+API void tt_matmul(void* team, const float* x, int M, const void* w, const float* scale, int N, int K, float* y) {
   Team& tm = *(Team*)team;
   Rows rows;
   rows.size(M, K);
   for (int i = 0; i < M; i++)
-    for (int j = 0; j < K; j++) put<E>(rows.row<E>(i), j, x[(i64)i * K + j]);
+    for (int j = 0; j < K; j++) put<Weight>(rows.row<Weight>(i), j, x[(i64)i * K + j]);
   tm.run([&](int t) {
-    matmul(rows.row<E>(0), rows.stride, M, (const E*)w, K, share(N, 8, t, tm.n),
-           [&](int m, int n, float v) { y[(i64)m * N + n] = v; });
+    matmul(rows.row<Weight>(0), rows.stride, M, (const Weight*)w, K, share(N, 8, t, tm.n),
+           [&](int m, int n, float v) { y[(i64)m * N + n] = scaled<Weight>(v, scale, n); });
   });
 }
 // Draws a token for each of `count` rows of logits [vocab].

@@ -130,3 +130,19 @@ static inline VU load_u16(const void* p) {
   return load_wide<VU>(wide);
 #endif
 }
+// Sixteen 8-bit integers from anywhere in memory.
+static inline VI load_i8(const void* p) {
+#if defined(__AVX512F__)
+  return (VI)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p));
+#elif defined(__AVX2__)
+  const char* b = (const char*)p;
+  typedef Wide<int32_t, 8> Half;
+  return VI((Half)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)b)), (Half)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(b + 8))));
+#else
+  int8_t narrow[16];
+  int32_t wide[16];
+  memcpy(narrow, p, sizeof(narrow));
+  for (int i = 0; i < 16; i++) wide[i] = narrow[i];
+  return load_wide<VI>(wide);
+#endif
+}

@@ -1,9 +1,13 @@
-"""The C++ operators for training: compiled on first use into the cache folder of the other kernels."""
+"""The C++ operators for training: compiled on first use into the cache folder of the other kernels.
+
+A library of its own, so that a change to either leaves the other's compiled file as it is.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import os
 import subprocess
 import sys
@@ -17,7 +21,7 @@ from torch import Tensor
 
 from trimtab.kernels import build
 
-SOURCE = "training_ops.cpp"
+SOURCE = Path(__file__).parent / "cpu"
 
 _ARGUMENTS = {
     "tt_packed_forward": [c_void_p, c_int32],
@@ -54,8 +58,16 @@ def library() -> Any | None:
     return loaded
 
 
+def _path() -> Path:
+    """Where the library is or shall be: its name stands for all sources, the compiler and the processor."""
+    digest = hashlib.sha256(build.library_path("float32").name.encode())
+    for path in sorted(SOURCE.iterdir()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return build.cache_folder() / f"training-{digest.hexdigest()[:16]}.so"
+
+
 def _built() -> Path | None:
-    target = build.library_path("training")
+    target = _path()
     if target.exists():
         return target
     cxx = build.compiler()
@@ -86,7 +98,7 @@ def _built() -> Path | None:
 
 def _compile(cxx: str, target: str) -> None:
     """With OpenMP the operators run on the threads that torch has already; else on one thread."""
-    command = [cxx, *build.FLAGS, str(build.SOURCE / SOURCE), "-o", target]
+    command = [cxx, *build.FLAGS, f"-I{build.SOURCE}", str(SOURCE / "training.cpp"), "-o", target]
     try:
         subprocess.run([*command, "-fopenmp"], check=True, capture_output=True, text=True, timeout=600)
     except subprocess.CalledProcessError:

@@ -1,6 +1,6 @@
 // The operators for training, as Python sees them.
-#include "training_attention.h"
-#include "training_elementwise.h"
+#include "packed_attention.h"
+#include "elementwise.h"
 
 extern "C" {
 void tt_packed_forward(const Packed* a, int32_t threads) { packed_forward(*a, threads); }

@@ -4,7 +4,7 @@
 // backward makes the probabilities again. Each piece of work owns what it writes and adds in one order, so results
 // do not depend on the number of threads.
 #pragma once
-#include "training_tile.h"
+#include "tile.h"
 
 constexpr int BLOCK = 96;               // queries, and keys, of a block: a multiple of ROWS and of 16
 constexpr int BLOCK_ROW = BLOCK + 16;   // its rows in memory, so that columns do not share cache sets

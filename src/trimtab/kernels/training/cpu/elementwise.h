@@ -3,7 +3,7 @@
 // Sums over rows are made of the sums of fixed chunks in ascending order: results do not depend on the number of
 // threads.
 #pragma once
-#include "training_tile.h"
+#include "tile.h"
 
 constexpr i64 CHUNK_ROWS = 64;
 constexpr i64 CHUNK_ELEMENTS = 1 << 14;
