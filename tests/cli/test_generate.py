@@ -39,7 +39,7 @@ def test_echo_puts_the_prompt_in_front(trimtab_cli, expected):
     assert result.stdout == f"The ship had been at sea{expected.text}\n"
 
 
-@pytest.mark.parametrize("words", [[], ["-"], [str(SHIPPED / "base")], [str(SHIPPED / "base"), "-"]])
+@pytest.mark.parametrize("words", [[], ["-"], [str(SHIPPED / "tiny")], [str(SHIPPED / "tiny"), "-"]])
 def test_the_prompt_may_come_from_a_pipe(trimtab_cli, expected, words):
     result = trimtab_cli("generate", *words, *GREEDY, stdin="The ship had been at sea\n")
     assert result.stdout == expected.text + "\n"

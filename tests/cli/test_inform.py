@@ -8,9 +8,10 @@ from typing import Literal
 
 import pytest
 
+import trimtab
 from trimtab.cli import explain, info
 from trimtab.models.config import config_from_folder
-from trimtab.models.hub import SHIPPED
+from trimtab.models.hub import SHIPPED, shipped_names
 from trimtab.registry import KV_CACHES, SEAMS
 
 
@@ -77,27 +78,38 @@ def test_options_are_read_from_metadata_or_docstring():
 
 
 def test_info_of_the_shipped_model(trimtab_cli):
+    model = trimtab.load()
+    parameters, layers = sum(p.numel() for p in model.parameters()), len(model.model.layers)
     facts = json.loads(trimtab_cli("info", "--memory", "64MiB", "--json").stdout)
     assert facts["architecture"] == "LlamaForCausalLM"
-    assert facts["parameters"] == 5_401_856
+    assert facts["parameters"] == parameters
     assert facts["context"] == 2048
     half = facts["by_dtype"]["bfloat16"]
-    assert half["kv_bytes_per_token"] == 2 * 6 * 2 * 64 * 2
-    assert half["weight_bytes"] == 2 * 5_401_856
+    assert half["kv_bytes_per_token"] == 2 * layers * 2 * 64 * 2
+    assert half["weight_bytes"] == 2 * parameters
     assert half["tokens_that_fit"] == (64 * 2**20 - half["weight_bytes"]) // half["kv_bytes_per_token"]
     assert half["full_contexts_that_fit"] == half["tokens_that_fit"] // 2048
     text = trimtab_cli("info", "--memory", "64MiB").stdout
-    assert "5,401,856" in text and "fits in 64.0 MiB" in text and "2,048 tokens" in text
+    assert f"{parameters:,}" in text and "fits in 64.0 MiB" in text and "2,048 tokens" in text
+
+
+def test_info_of_a_shipped_model_by_its_name(trimtab_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    facts = json.loads(trimtab_cli("info", "draft", "--json").stdout)
+    assert facts["model"] == str(SHIPPED / "draft") and facts["parameters"] <= 1_500_000
+    wrong = trimtab_cli("info", "drat")
+    assert wrong.exit_code == 2
+    assert "there is no folder 'drat'" in wrong.stderr and ", ".join(shipped_names()) in wrong.stderr
 
 
 def test_what_does_not_fit_is_zero_and_what_is_unknown_is_null():
-    config = config_from_folder(SHIPPED / "base")
+    config = config_from_folder(SHIPPED / "tiny")
     assert info.describe(config, 1000)["by_dtype"]["float32"]["tokens_that_fit"] == 0
     assert info.describe(config, None)["by_dtype"]["float32"]["tokens_that_fit"] is None
 
 
 def test_doctor_reports_what_was_measured(trimtab_cli, monkeypatch):
-    from trimtab.evaluation import hardware
+    from trimtab import hardware
 
     monkeypatch.setattr(hardware, "read_bandwidth", lambda threads=None: 12.5)
     monkeypatch.setattr(hardware, "matmul_rate", lambda dtype, threads=None: 60.0 if threads == 1 else 99.0)

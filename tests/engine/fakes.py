@@ -11,7 +11,6 @@ import zlib
 from array import array
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +20,12 @@ from trimtab.engine.runner import StepOutput
 from trimtab.engine.scheduler import Pick
 from trimtab.kvcache.base import StepRows
 from trimtab.models.config import ModelConfig
+from trimtab.models.hub import find_folder
 from trimtab.models.shapes import random_model, shape
 from trimtab.models.tokenizer import Tokenizer
 from trimtab.models.transformer import Model
 
-SHIPPED = Path(trimtab.__file__).parent / "models" / "shipped" / "base"
+SHIPPED = find_folder(None)
 VOCAB = 50
 CONTEXT = 256
 BLOCK_BYTES = 16 * 2 * 16 * 4  # 16 tokens, K and V, one layer, one head of 16 floats

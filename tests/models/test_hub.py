@@ -9,11 +9,13 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import errors
 
 import trimtab
 from models.tiny_models import CASES, make
 from trimtab.errors import CheckpointError, ConfigError
+from trimtab.models.hub import DEFAULT, SHIPPED, find_folder, shipped_names
 
 
 def answer(status: int) -> Any:
@@ -80,6 +82,33 @@ def test_really_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
 
 def test_revision_of_a_local_folder(tmp_path: Path) -> None:
-    for path in (tmp_path, None):
+    for path in (tmp_path, None, "draft"):
         with pytest.raises(ConfigError, match="revision is 'main', which has no meaning"):
             trimtab.load(path, revision="main")
+
+
+def test_shipped_models_have_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert {DEFAULT, "draft"} <= set(shipped_names())
+    assert find_folder(None) == SHIPPED / DEFAULT
+    for name in shipped_names():
+        assert find_folder(name) == SHIPPED / name
+    Path("tiny").touch()  # a file is no model, so it hides none
+    assert find_folder("tiny") == SHIPPED / "tiny"
+    Path("draft").mkdir()
+    assert find_folder("draft") == Path("draft")
+
+
+def test_a_wrong_name_tells_the_shipped_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="there is no folder 'drat'") as caught:
+        trimtab.load("drat")
+    assert all(name in str(caught.value) for name in shipped_names())
+
+
+def test_shipped_models_share_a_tokenizer_and_are_small() -> None:
+    vocabulary = (SHIPPED / DEFAULT / "tokenizer.json").read_bytes()
+    for name in shipped_names():
+        assert (SHIPPED / name / "tokenizer.json").read_bytes() == vocabulary
+        assert (SHIPPED / name / "model.safetensors").stat().st_size <= 24e6
+        assert trimtab.load(name).dtype == torch.bfloat16

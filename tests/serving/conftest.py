@@ -26,7 +26,7 @@ def reference(served_engine: Engine) -> Engine:
 @pytest.fixture(scope="session")
 def running(served_engine: Engine) -> Iterator[Server]:
     other = Engine(served_engine.model, cache="kivi:bits=2", kv_memory="4MiB", threads=1)
-    server = Server({"base": served_engine, "base:kivi:bits=2": other}, stream_interval=0.0, max_n=64)
+    server = Server({"tiny": served_engine, "tiny:kivi:bits=2": other}, stream_interval=0.0, max_n=64)
     yield server
     server.stop()
 

@@ -80,7 +80,7 @@ class Served:
     def open_stream(self, **body: Any) -> tuple[HTTPConnection, Any]:
         """A stream of `/v1/completions` of which the head has come."""
         connection = self.connect()
-        wanted = {"model": "base", "prompt": "Once upon a time", "stream": True, "ignore_eos": True, **body}
+        wanted = {"model": "tiny", "prompt": "Once upon a time", "stream": True, "ignore_eos": True, **body}
         connection.request(
             "POST", "/v1/completions", json.dumps(wanted), {"Content-Type": "application/json"}
         )
@@ -88,7 +88,7 @@ class Served:
         assert answer.status == 200, answer.read()
         return connection, answer
 
-    def gauge(self, name: str, model: str = "base") -> float:
+    def gauge(self, name: str, model: str = "tiny") -> float:
         """The value of one of `/metrics` for a model."""
         text = self.ask("GET", "/metrics")[1].decode()
         for family in text_string_to_metric_families(text):

@@ -36,7 +36,7 @@ STANDARD = inspect.signature(Completions.create).parameters
 
 def chat(client: OpenAI, messages: Any = USER, **fields: Any) -> Any:
     extra = {name: fields.pop(name) for name in list(fields) if name not in STANDARD}
-    return client.chat.completions.create(model="base", messages=messages, extra_body=extra, **fields)
+    return client.chat.completions.create(model="tiny", messages=messages, extra_body=extra, **fields)
 
 
 def ids_of(engine: Engine, messages: Any, **kwargs: Any) -> list[int]:
@@ -81,8 +81,8 @@ def test_the_last_message_can_be_continued(client: OpenAI, reference: Engine) ->
 
 
 def test_until_the_context_is_full_unless_told(reference: Engine) -> None:
-    body = ChatRequest.model_validate({"model": "base", "messages": USER})
-    call = ChatCall("id", body, ServedModel("base", "base", reference))
+    body = ChatRequest.model_validate({"model": "tiny", "messages": USER})
+    call = ChatCall("id", body, ServedModel("tiny", "tiny", reference))
     asyncio.run(call.prepare())
     assert call.params[0].max_tokens is None
 

@@ -23,7 +23,7 @@ OTHER = "A recipe for bread:"
 
 def complete(client: OpenAI, prompt: Any = PROMPT, **fields: Any) -> Any:
     extra = {name: fields.pop(name) for name in list(fields) if name not in STANDARD}
-    return client.completions.create(model="base", prompt=prompt, extra_body=extra, **fields)
+    return client.completions.create(model="tiny", prompt=prompt, extra_body=extra, **fields)
 
 
 @pytest.mark.parametrize(
@@ -158,8 +158,8 @@ def test_stop_texts_and_tokens(client: OpenAI, reference: Engine) -> None:
 def test_sixteen_tokens_unless_told_or_full(client: OpenAI, reference: Engine) -> None:
     assert complete(client, ignore_eos=True).usage.completion_tokens == 16
     full = [5] * (reference.model.config.context_length - 3)
-    body = CompletionRequest(model="base", prompt=[[5], full])
-    call = CompletionCall("id", body, ServedModel("base", "base", reference))
+    body = CompletionRequest(model="tiny", prompt=[[5], full])
+    call = CompletionCall("id", body, ServedModel("tiny", "tiny", reference))
     asyncio.run(call.prepare())
     assert [params.max_tokens for params in call.params] == [16, 3]
 
@@ -186,14 +186,14 @@ def test_cached_tokens_and_what_it_cost(client: OpenAI, server: Server) -> None:
     assert cached >= 16 and cached % 16 == 0
     cost = answer.trimtab
     assert cost["cached_prompt_tokens"] == cached
-    assert cost["plan"] == str(server.engines["base"].plan)
+    assert cost["plan"] == str(server.engines["tiny"].plan)
     assert cost["kv_bytes_peak"] >= cost["kv_bytes_held"] > 0
     assert 0 <= cost["queue_s"] <= cost["ttft_s"] and cost["tokens_per_s"] > 0
     assert (cost["preemptions"], cost["notes"]) == (0, [])
 
 
 def test_the_id_is_in_the_header(client: OpenAI) -> None:
-    raw = client.completions.with_raw_response.create(model="base", prompt=PROMPT, max_tokens=1)
+    raw = client.completions.with_raw_response.create(model="tiny", prompt=PROMPT, max_tokens=1)
     answer = raw.parse()
     assert raw.headers["x-request-id"] == answer.id and answer.id.startswith("cmpl-")
     assert answer.object == "text_completion"
@@ -204,9 +204,9 @@ def test_plans_differ_in_name_numbers_and_fingerprint(client: OpenAI) -> None:
     prompt = "Once there was a number: " + "17 92 4 " * 60
     both = [
         client.completions.create(model=name, prompt=prompt, temperature=0, max_tokens=4, logprobs=0)
-        for name in ("base", "base:kivi:bits=2")
+        for name in ("tiny", "tiny:kivi:bits=2")
     ]
-    assert [answer.model for answer in both] == ["base", "base:kivi:bits=2"]
+    assert [answer.model for answer in both] == ["tiny", "tiny:kivi:bits=2"]
     logprobs = [answer.choices[0].logprobs.token_logprobs for answer in both]
     assert logprobs[0] != logprobs[1]
     assert both[0].system_fingerprint != both[1].system_fingerprint

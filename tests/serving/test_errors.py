@@ -12,8 +12,8 @@ from serving.server import Server
 from serving.test_chat import USER, WEATHER
 from trimtab import Engine
 
-TEXT = {"model": "base", "prompt": "The sea", "max_tokens": 3}
-CHAT = {"model": "base", "messages": USER, "max_tokens": 3}
+TEXT = {"model": "tiny", "prompt": "The sea", "max_tokens": 3}
+CHAT = {"model": "tiny", "messages": USER, "max_tokens": 3}
 NAN = float("nan")
 
 
@@ -152,14 +152,14 @@ def check(server: Server, path: str, body: dict[str, Any], param: str | None, wo
     [
         (b"", "not valid JSON"),
         (b"{", "not valid JSON"),
-        (b'{"model": "base", "prompt": "a",}', "trailing comma"),
+        (b'{"model": "tiny", "prompt": "a",}', "trailing comma"),
         (b"[]", "must be a JSON object"),
         (b"null", "must be a JSON object"),
-        (b'{"model": "base", "prompt": "\xff"}', "not valid JSON"),
-        (b'{"model": "base", "prompt": "\\ud800"}', "not valid JSON"),
-        (b'{"model": "base", "prompt": "a", "seed": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b'{"model": "tiny", "prompt": "\xff"}', "not valid JSON"),
+        (b'{"model": "tiny", "prompt": "\\ud800"}', "not valid JSON"),
+        (b'{"model": "tiny", "prompt": "a", "seed": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b"[" * 5000, "not valid JSON"),
-        (b'{"model": "base"}', "prompt is missing"),
+        (b'{"model": "tiny"}', "prompt is missing"),
         (b'{"prompt": "a"}', "model is missing"),
     ],
 )
@@ -183,16 +183,16 @@ def test_huge_values_that_are_allowed(server: Server) -> None:
 def test_a_context_that_is_too_short_names_both_lengths(client: OpenAI) -> None:
     many = [5] * 2000
     with pytest.raises(BadRequestError) as refused:
-        client.completions.create(model="base", prompt=many, max_tokens=60)
+        client.completions.create(model="tiny", prompt=many, max_tokens=60)
     error = refused.value
     assert (error.code, error.param) == ("context_length_exceeded", "prompt")
     assert all(number in error.message for number in ("2000", "60", "2060", "2048", "48"))
     with pytest.raises(BadRequestError) as refused:
-        client.completions.create(model="base", prompt=[[5], [5] * 2048])
+        client.completions.create(model="tiny", prompt=[[5], [5] * 2048])
     assert "number 2 of 2" in refused.value.message and "2048" in refused.value.message
     long = [{"role": "user", "content": "sea " * 3000}]
     with pytest.raises(BadRequestError) as refused:
-        client.chat.completions.create(model="base", messages=long)
+        client.chat.completions.create(model="tiny", messages=long)
     error = refused.value
     assert (error.code, error.param) == ("context_length_exceeded", "messages")
     tokens = int(error.message.split(" tokens")[0].split()[-1])
@@ -201,9 +201,9 @@ def test_a_context_that_is_too_short_names_both_lengths(client: OpenAI) -> None:
 
 def test_too_little_memory_for_one_request(reference: Engine) -> None:
     small = Engine(reference.model, kv_memory="200KiB", threads=1)
-    server = Server({"base": small})
+    server = Server({"tiny": small})
     try:
-        body = {"model": "base", "prompt": [5] * 600, "max_tokens": 2}
+        body = {"model": "tiny", "prompt": [5] * 600, "max_tokens": 2}
         status, error = server.error("/v1/completions", body)
         assert status == 400 and "kv_memory" in error["message"] and error["param"] is None
         (event,) = server.events("/v1/completions", body)
@@ -225,7 +225,7 @@ def test_a_bug_is_a_500_without_details(server: Server, monkeypatch: pytest.Monk
 
 
 def test_good_requests_are_not_disturbed_by_bad_ones(server: Server) -> None:
-    body = {"model": "base", "prompt": "The sea", "max_tokens": 120, "seed": 5, "ignore_eos": True}
+    body = {"model": "tiny", "prompt": "The sea", "max_tokens": 120, "seed": 5, "ignore_eos": True}
     _, alone = server.post("/v1/completions", body)
     streamed: list[Any] = []
     thread = threading.Thread(target=lambda: streamed.extend(server.events("/v1/completions", body)))

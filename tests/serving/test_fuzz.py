@@ -40,7 +40,7 @@ def here():
     schema = schemathesis.openapi.from_asgi("/openapi.json", wrap(app, chosen))
     yield schema
     worker.stop(0)
-    stats = worker.stats("base")
+    stats = worker.stats("tiny")
     assert (stats.running, stats.waiting, stats.engine.kv_bytes_held) == (0, 0, 0)
 
 
@@ -76,7 +76,7 @@ def mend(case):
         )
         body.clear()
         body |= plain | kept
-    body["model"] = "base"
+    body["model"] = "tiny"
     for name, most in (("max_tokens", 8), ("max_completion_tokens", 8), ("n", 2), ("best_of", 3)):
         if isinstance(body.get(name), int) and body[name] > most:
             body[name] = most

@@ -26,7 +26,7 @@ def value(metrics, name, **labels):
 
 
 def record(**more):
-    return RequestRecord(**{"id": "1", "route": "/v1/completions", "client": None, "model": "base", **more})
+    return RequestRecord(**{"id": "1", "route": "/v1/completions", "client": None, "model": "tiny", **more})
 
 
 def stats(**more):
@@ -36,19 +36,19 @@ def stats(**more):
 
 @pytest.fixture
 def metrics():
-    return Metrics(["base", "base:kivi"])
+    return Metrics(["tiny", "tiny:kivi"])
 
 
 def test_requests_and_tokens_are_counted(metrics):
     for _ in range(2):
         metrics(record(prompt_tokens=7, completion_tokens=3, finish_reasons=["stop", "length"]))
     metrics(record(status=429, error="full"))
-    assert value(metrics, "requests_total", model_name="base", route="/v1/completions", status="200") == 2
-    assert value(metrics, "requests_total", model_name="base", route="/v1/completions", status="429") == 1
-    assert value(metrics, "request_success_total", model_name="base", finished_reason="stop") == 2
-    assert value(metrics, "request_success_total", model_name="base", finished_reason="length") == 2
-    assert value(metrics, "prompt_tokens_total", model_name="base") == 14
-    assert value(metrics, "generation_tokens_total", model_name="base") == 6
+    assert value(metrics, "requests_total", model_name="tiny", route="/v1/completions", status="200") == 2
+    assert value(metrics, "requests_total", model_name="tiny", route="/v1/completions", status="429") == 1
+    assert value(metrics, "request_success_total", model_name="tiny", finished_reason="stop") == 2
+    assert value(metrics, "request_success_total", model_name="tiny", finished_reason="length") == 2
+    assert value(metrics, "prompt_tokens_total", model_name="tiny") == 14
+    assert value(metrics, "generation_tokens_total", model_name="tiny") == 6
 
 
 def test_times_go_into_histograms(metrics):
@@ -58,7 +58,7 @@ def test_times_go_into_histograms(metrics):
         )
     )
     metrics(record(status=400, total_s=0.001))
-    model = {"model_name": "base"}
+    model = {"model_name": "tiny"}
     assert value(metrics, "request_queue_time_seconds_count", **model) == 1
     assert value(metrics, "time_to_first_token_seconds_bucket", le="0.15", **model) == 0
     assert value(metrics, "time_to_first_token_seconds_bucket", le="0.2", **model) == 1
@@ -70,7 +70,7 @@ def test_times_go_into_histograms(metrics):
 
 
 def test_series_of_served_models_are_there_from_the_start(metrics):
-    for name in ("base", "base:kivi"):
+    for name in ("tiny", "tiny:kivi"):
         assert value(metrics, "generation_tokens_total", model_name=name) == 0
         assert value(metrics, "time_to_first_token_seconds_count", model_name=name) == 0
 
@@ -86,23 +86,23 @@ def test_names_that_clients_invent_make_no_series(metrics):
 def test_engines_are_asked_when_the_metrics_are(metrics):
     assert value(metrics, "ready") == 0
     assert not any(name == "trimtab_num_requests_running" for name, _ in samples(metrics))
-    worker = SimpleNamespace(ready=True, names=["base", "base:kivi"])
-    now = {"base": stats(kv_bytes_held=50, kv_bytes_capacity=200), "base:kivi": stats(preemptions=9)}
+    worker = SimpleNamespace(ready=True, names=["tiny", "tiny:kivi"])
+    now = {"tiny": stats(kv_bytes_held=50, kv_bytes_capacity=200), "tiny:kivi": stats(preemptions=9)}
     worker.stats = now.__getitem__
     metrics.watch(worker)
     assert value(metrics, "ready") == 1
-    assert value(metrics, "num_requests_running", model_name="base") == 3
-    assert value(metrics, "num_requests_waiting", model_name="base:kivi") == 4
-    assert value(metrics, "kv_bytes_held", model_name="base") == 50
-    assert value(metrics, "kv_cache_usage_ratio", model_name="base") == 0.25
-    assert value(metrics, "kv_cache_usage_ratio", model_name="base:kivi") == 0
-    assert value(metrics, "num_preemptions_total", model_name="base:kivi") == 9
-    now["base"] = stats(kv_bytes_held=0, kv_bytes_capacity=200)
-    assert value(metrics, "kv_bytes_held", model_name="base") == 0
+    assert value(metrics, "num_requests_running", model_name="tiny") == 3
+    assert value(metrics, "num_requests_waiting", model_name="tiny:kivi") == 4
+    assert value(metrics, "kv_bytes_held", model_name="tiny") == 50
+    assert value(metrics, "kv_cache_usage_ratio", model_name="tiny") == 0.25
+    assert value(metrics, "kv_cache_usage_ratio", model_name="tiny:kivi") == 0
+    assert value(metrics, "num_preemptions_total", model_name="tiny:kivi") == 9
+    now["tiny"] = stats(kv_bytes_held=0, kv_bytes_capacity=200)
+    assert value(metrics, "kv_bytes_held", model_name="tiny") == 0
 
 
 def test_two_servers_in_one_process_count_apart(metrics):
-    other = Metrics(["base"])
+    other = Metrics(["tiny"])
     metrics(record(finish_reasons=["stop"]))
     requests = "trimtab_requests_total"
     assert any(name == requests for name, _ in samples(metrics))

@@ -30,19 +30,19 @@ def server():
 
 def test_it_says_what_it_serves_and_answers(server):
     server.wait_for(f"is ready at http://127.0.0.1:{server.port}$")
-    server.wait_for("model base +plan full$")
-    server.wait_for("model base:kivi:bits=2 +plan cache=kivi:bits=2$")
+    server.wait_for("model tiny +plan full$")
+    server.wait_for("model tiny:kivi:bits=2 +plan cache=kivi:bits=2$")
     assert server.ask("GET", "/health")[0] == 200
     _, body = server.ask("GET", "/v1/models")
-    assert [model["id"] for model in json.loads(body)["data"]] == ["base", "base:kivi:bits=2"]
-    for name in ("base", "base:kivi:bits=2"):
+    assert [model["id"] for model in json.loads(body)["data"]] == ["tiny", "tiny:kivi:bits=2"]
+    for name in ("tiny", "tiny:kivi:bits=2"):
         body = {"model": name, "prompt": "Once", "max_tokens": 3}
         assert server.ask("POST", "/v1/completions", body)[0] == 200
 
 
 def test_a_request_is_logged_without_its_prompt_and_counted(server):
     before = server.gauge("generation_tokens_total")
-    asked = {"model": "base", "prompt": "a secret wish", "max_tokens": 5, "ignore_eos": True}
+    asked = {"model": "tiny", "prompt": "a secret wish", "max_tokens": 5, "ignore_eos": True}
     answer = json.loads(server.ask("POST", "/v1/completions", asked)[1])
     assert server.gauge("generation_tokens_total") == before + 5
     line = json.loads(server.wait_for(f".*{answer['id']}.*")[0])
@@ -61,13 +61,13 @@ def test_two_hundred_clients_that_leave_midway_leave_nothing_behind(server):
         connection.close()
     names = ("num_requests_running", "num_requests_waiting", "kv_bytes_held")
     until(lambda: [server.gauge(name) for name in names] == [0, 0, 0], "no request and no block is left")
-    assert server.ask("POST", "/v1/completions", {"model": "base", "prompt": "On", "max_tokens": 2})[0] == 200
+    assert server.ask("POST", "/v1/completions", {"model": "tiny", "prompt": "On", "max_tokens": 2})[0] == 200
 
 
 def test_a_client_that_leaves_before_the_answer_is_let_go(server):
     """Not streamed: nothing is written until the end, and still the work stops."""
     connection = server.connect()
-    asked = json.dumps({"model": "base", "prompt": "On", "max_tokens": 1900, "n": 16, "ignore_eos": True})
+    asked = json.dumps({"model": "tiny", "prompt": "On", "max_tokens": 1900, "n": 16, "ignore_eos": True})
     connection.request("POST", "/v1/completions", asked, {"Content-Type": "application/json"})
     until(lambda: server.gauge("num_requests_running") > 0, "the request runs")
     before = server.gauge("generation_tokens_total")
@@ -146,14 +146,14 @@ def test_killed_and_started_again_it_serves_on_the_same_port():
     with Served(port=first.port) as second:
         second.wait_ready()
         assert second.port == first.port
-        assert second.ask("POST", "/v1/completions", {"model": "base", "prompt": "On"})[0] == 200
+        assert second.ask("POST", "/v1/completions", {"model": "tiny", "prompt": "On"})[0] == 200
 
 
 def test_a_full_disk_does_not_stop_it():
     with Served("--log-file", "/dev/full") as server:
         server.wait_ready()
         for _ in range(3):
-            asked = {"model": "base", "prompt": "On", "max_tokens": 1}
+            asked = {"model": "tiny", "prompt": "On", "max_tokens": 1}
             assert server.ask("POST", "/v1/completions", asked)[0] == 200
         assert server.stop(signal.SIGTERM) == 0
         assert sum("request log cannot be written" in line for line in server.lines) == 1

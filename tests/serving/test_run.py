@@ -62,7 +62,7 @@ def ask(front, path):
 
 
 def test_while_it_loads_it_says_so_and_has_metrics():
-    front = Front(Metrics(["base"]), "/llm")
+    front = Front(Metrics(["tiny"]), "/llm")
     assert ask(front, "/health") == (503, b'{"status":"loading"}')
     status, body = ask(front, "/v1/models")
     assert (status, json.loads(body)["error"]["code"]) == (503, "not_ready")
@@ -76,7 +76,7 @@ def test_once_loaded_the_app_answers():
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"app"})
 
-    front = Front(Metrics(["base"]))
+    front = Front(Metrics(["tiny"]))
     front.app = app
     assert ask(front, "/health") == (200, b"app")
     assert b"trimtab_ready" in ask(front, "/metrics")[1]

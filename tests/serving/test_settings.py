@@ -101,7 +101,7 @@ def test_a_model_and_plans_beside_the_file_are_found(tmp_path, yaml_file):
 
 def test_names_tell_the_plans_apart_and_leave_out_what_they_share():
     settings = ServerSettings(plans=("full threads=1", "kivi:bits=2 threads=1", "full threads=1 max_batch=4"))
-    assert settings.names == ("base", "base:kivi:bits=2", "base:full max_batch=4")
+    assert settings.names == ("tiny", "tiny:kivi:bits=2", "tiny:full max_batch=4")
     assert ServerSettings(plans=(Plan("owner/name"),)).names == ("owner/name",)
     assert ServerSettings(served_model_name="gpt").names == ("gpt",)
 

@@ -15,8 +15,8 @@ from serving.test_chat import USER, WEATHER
 from trimtab import Engine
 from trimtab.serving.sse import EventStream
 
-CHAT = {"model": "base", "messages": USER, "max_tokens": 12, "seed": 1}
-TEXT = {"model": "base", "prompt": "The sea was", "max_tokens": 12, "seed": 1}
+CHAT = {"model": "tiny", "messages": USER, "max_tokens": 12, "seed": 1}
+TEXT = {"model": "tiny", "prompt": "The sea was", "max_tokens": 12, "seed": 1}
 
 
 def join(chunks: list[Any]) -> dict[int, dict[str, Any]]:
@@ -162,10 +162,10 @@ def test_a_client_that_goes_leaves_nothing(server: Server, reset: bool) -> None:
 
 def test_a_client_that_does_not_stream_goes_too(server: Server) -> None:
     sock = socket.create_connection(("127.0.0.1", server.port))
-    body = b'{"model": "base", "prompt": "a", "max_tokens": 1500, "ignore_eos": true, "n": 4}'
+    body = b'{"model": "tiny", "prompt": "a", "max_tokens": 1500, "ignore_eos": true, "n": 4}'
     head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-    until(lambda: server.engines["base"].scheduler.has_work, "the request to run")
+    until(lambda: server.engines["tiny"].scheduler.has_work, "the request to run")
     sock.close()
     server.check_idle()
     until(lambda: server.records, "the record")
@@ -194,7 +194,7 @@ def test_many_clients_go_and_others_stay(server: Server) -> None:
 
 @pytest.fixture
 def impatient(reference: Engine) -> Any:
-    server = Server({"base": reference}, stream_interval=0.0, request_timeout=0.3)
+    server = Server({"tiny": reference}, stream_interval=0.0, request_timeout=0.3)
     yield server
     server.check_idle()
     server.stop()
@@ -215,8 +215,8 @@ def test_a_request_that_takes_too_long(impatient: Server) -> None:
 
 
 def test_a_stream_that_fails_on_the_way(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = server.engines["base:kivi:bits=2"]
-    body = TEXT | LONG | {"model": "base:kivi:bits=2"}
+    engine = server.engines["tiny:kivi:bits=2"]
+    body = TEXT | LONG | {"model": "tiny:kivi:bits=2"}
     sock = server.open_stream("/v1/completions", body)
 
     def fail(*args: Any) -> None:
@@ -232,18 +232,18 @@ def test_a_stream_that_fails_on_the_way(server: Server, monkeypatch: pytest.Monk
     sock.close()
     assert b'"type":"server_error"' in received and b"a bug" not in received
     server.check_idle()
-    status, answer = server.post("/v1/completions", TEXT | {"model": "base:kivi:bits=2"})
+    status, answer = server.post("/v1/completions", TEXT | {"model": "tiny:kivi:bits=2"})
     assert status == 200 and answer["choices"][0]["text"]
 
 
 def test_comments_keep_a_waiting_stream_alive(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EventStream, "keep_alive_s", 0.05)
     gate = threading.Event()
-    engine = server.engines["base"]
+    engine = server.engines["tiny"]
     step = engine.step
     monkeypatch.setattr(engine, "step", lambda meanwhile: (meanwhile(), gate.wait(), step(meanwhile))[2])
     sock = socket.create_connection(("127.0.0.1", server.port), timeout=60)
-    body = b'{"model": "base", "prompt": "a", "max_tokens": 2, "stream": true, "ignore_eos": true}'
+    body = b'{"model": "tiny", "prompt": "a", "max_tokens": 2, "stream": true, "ignore_eos": true}'
     head = (
         "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
     )

@@ -1,4 +1,7 @@
-"""Where a model's folder is: on this disk, in the package, or fetched from the Hugging Face hub."""
+"""Where a model's folder is: on this disk, in the package, or fetched from the Hugging Face hub.
+
+The package comes with a few small models, each a folder in `shipped/`; the folder's name is the model's.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 from trimtab.errors import CheckpointError, ConfigError
 
 SHIPPED = Path(__file__).parent / "shipped"
+DEFAULT = "tiny"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -31,21 +35,33 @@ FILES = (
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 
+def shipped_names() -> list[str]:
+    """The models that come with the package, by name."""
+    return sorted(config.parent.name for config in SHIPPED.glob("*/config.json"))
+
+
 def find_folder(path_or_id: str | Path | None, revision: str | None = None) -> Path:
-    """The folder of a model, fetched first where `path_or_id` is a hub id and no local folder."""
+    """The folder of a model: a local folder, a shipped model by its name, or a hub id.
+
+    A hub id is fetched first. None is the shipped model `tiny`. A local folder goes before a shipped model of
+    the same name.
+    """
     if path_or_id is None:
-        _no_revision(revision, "the shipped model")
-        return SHIPPED / "base"
-    path = Path(path_or_id).expanduser()
+        _no_revision(revision, f"the shipped model {DEFAULT!r}")
+        return SHIPPED / DEFAULT
+    name, path = str(path_or_id), Path(path_or_id).expanduser()
     if path.is_dir():
         _no_revision(revision, f"the local folder {path}")
         return path
+    if name in shipped_names():
+        _no_revision(revision, f"the shipped model {name!r}")
+        return SHIPPED / name
     if path.exists():
         raise CheckpointError(f"{path} is a file; name the folder that holds config.json")
-    name = str(path_or_id)
     if not _HUB_ID.match(name):
         raise CheckpointError(
-            f"there is no folder {name!r}, and it is not a hub id either (those look like 'owner/name')"
+            f"there is no folder {name!r}; a model is a folder, a hub id like 'owner/name', or one of those "
+            f"that ship with trimtab: {', '.join(shipped_names())}"
         )
     return _fetch(name, revision)
 

@@ -40,7 +40,7 @@ def served(name: str, plan: str, chat: bool = True) -> dict[str, Any]:
     }
 
 
-FULL, KIVI = served("base", "cache=full"), served("base:kivi:bits=2", "cache=kivi:bits=2")
+FULL, KIVI = served("tiny", "cache=full"), served("tiny:kivi:bits=2", "cache=kivi:bits=2")
 
 
 class Mock:

@@ -190,7 +190,7 @@ def test_the_conversation_is_exported_as_json(serve, open_page):
         "The tide came in at midnight and rose.",
     ]
     left, right = exchange["answers"]
-    assert left["request"]["model"] == "base" and right["request"]["model"] == "base:kivi:bits=2"
+    assert left["request"]["model"] == "tiny" and right["request"]["model"] == "tiny:kivi:bits=2"
     assert left["request"]["temperature"] == 0
     assert left["finish_reason"] == "stop"
     assert left["trimtab"]["kv_bytes_held"] == 4 * right["trimtab"]["kv_bytes_held"]

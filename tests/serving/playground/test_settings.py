@@ -171,7 +171,7 @@ def test_the_python_program_asks_the_same(copying, monkeypatch):
     )
     assert done.stderr == ""
     assert done.stdout.replace("\n", "") == "don't <b>" * 2
-    assert [body["model"] for body in mock.bodies] == ["base", "base:kivi:bits=2"]
+    assert [body["model"] for body in mock.bodies] == ["tiny", "tiny:kivi:bits=2"]
     assert mock.bodies[0]["messages"][0]["content"] == 'It\'s "quoted" \\ $HOME `x`\nüñ😀'
     assert mock.bodies[0]["structured_outputs"]["json"] == {
         "type": "object",

@@ -11,7 +11,7 @@ def test_two_plans_answer_the_same_prompt_and_are_compared(serve, open_page):
     screen = open_page(address)
     screen.side_by_side()
     screen.ask("fork")
-    assert {body["model"] for body in mock.bodies} == {"base", "base:kivi:bits=2"}
+    assert {body["model"] for body in mock.bodies} == {"tiny", "tiny:kivi:bits=2"}
     assert screen.last.locator(".name").all_inner_texts() == ["full", "kivi:bits=2"]
     ratios = screen.last.locator(".ratios").inner_text()
     # Both write one token a word, and as many words.
@@ -51,7 +51,7 @@ def test_in_turn_nothing_runs_beside_the_other(serve, open_page):
     screen.side_by_side()
     screen.page.get_by_label("One after the other").check()
     screen.ask("fork")
-    assert [body["model"] for body in mock.bodies] == ["base", "base:kivi:bits=2"]
+    assert [body["model"] for body in mock.bodies] == ["tiny", "tiny:kivi:bits=2"]
     assert mock.most_at_once == 1
 
 
@@ -74,7 +74,7 @@ def test_the_conversation_forks_where_the_second_column_opens(serve, open_page):
     screen.ask("fork")
     screen.ask("say: end")
     past = {body["model"]: [m["content"] for m in body["messages"]] for body in mock.bodies[-2:]}
-    full, kivi = past["base"], past["base:kivi:bits=2"]
+    full, kivi = past["tiny"], past["tiny:kivi:bits=2"]
     assert full[:2] == kivi[:2] == ["say: shared", "shared"]
     assert (full[3], kivi[3]) == (
         "The tide came in at midday and rose.",
@@ -110,21 +110,21 @@ def test_one_side_may_fail_without_the_other(serve, open_page):
     screen.page.route(
         "**/v1/chat/completions",
         lambda route: (
-            route.fulfill(status=404, json={"error": {"message": "there is no model 'base'"}})
-            if route.request.post_data_json["model"] == "base"
+            route.fulfill(status=404, json={"error": {"message": "there is no model 'tiny'"}})
+            if route.request.post_data_json["model"] == "tiny"
             else route.continue_()
         ),
     )
     screen.side_by_side()
     screen.ask("say: hello")
-    assert screen.problems == ["there is no model 'base'"]
+    assert screen.problems == ["there is no model 'tiny'"]
     assert screen.last.locator(".of-1 .text").inner_text() == "hello"
     assert screen.last.locator(".comparison").count() == 0
     # The side that failed does not remember what was not answered.
     screen.page.unroute("**/v1/chat/completions")
     screen.ask("say: there")
     past = {body["model"]: len(body["messages"]) for body in mock.bodies[-2:]}
-    assert past == {"base": 1, "base:kivi:bits=2": 3}
+    assert past == {"tiny": 1, "tiny:kivi:bits=2": 3}
 
 
 @pytest.mark.parametrize(

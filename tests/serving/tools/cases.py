@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import random
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
 from llguidance import LLMatcher, LLTokenizer
 
-import trimtab
 from models.chat_templates import LLAMA3, MISTRAL, QWEN25
+from trimtab.models.hub import find_folder
 from trimtab.models.tokenizer import Tokenizer
 from trimtab.serving.tools import ToolPlan, prepare
 
@@ -56,7 +55,7 @@ SCHEMAS = {"get_weather": WEATHER, "find-places": PLACES, "now": {"type": "objec
 
 @cache
 def plain_tokenizer() -> Tokenizer:
-    return Tokenizer.from_folder(Path(trimtab.__file__).parent / "models/shipped/base")
+    return Tokenizer.from_folder(find_folder(None))
 
 
 @cache

@@ -23,7 +23,7 @@ def shown(server):
 
 def local(code: str, server) -> str:
     return code.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{server.port}").replace(
-        'model="base",', 'model="base", max_tokens=400, seed=1,'
+        'model="tiny",', 'model="tiny", max_tokens=400, seed=1,'
     )
 
 
@@ -47,7 +47,7 @@ def test_in_a_stream(shown, server):
 
 def test_a_named_function_ends_with_stop(shown):
     answer = shown["client"].chat.completions.create(
-        model="base",
+        model="tiny",
         messages=shown["messages"][:1],
         tools=shown["tools"],
         tool_choice={"type": "function", "function": {"name": "get_weather"}},
@@ -71,4 +71,4 @@ def test_a_named_function_ends_with_stop(shown):
 )
 def test_mistakes_are_400(client, more, message):
     with pytest.raises(BadRequestError, match=message):
-        client.chat.completions.create(model="base", messages=[{"role": "user", "content": "Hi"}], **more)
+        client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "Hi"}], **more)
