@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import ConfigError, did_you_mean
+from trimtab.models.hub import DEFAULT
 from trimtab.plan import Plan
 from trimtab.serving import values
 from trimtab.serving.sources import Given, from_environment, from_file, from_flags
@@ -163,7 +164,7 @@ def _plans(plans: tuple[Plan, ...], found: Mapping[str, Given]) -> tuple[Plan, .
 def _name_of(model: str | None) -> str:
     """What a model is called by default: its folder's name, or its hub id."""
     if model is None:
-        return "base"
+        return DEFAULT
     folder = Path(model)
     return folder.resolve().name if folder.is_dir() else model
 
