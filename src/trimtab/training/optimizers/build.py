@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from trimtab.training.distributed.sharded import cut
 from trimtab.training.optimizers.muon import Muon
 from trimtab.training.recipe import OptimizerSettings
 
@@ -23,20 +24,17 @@ def build_optimizers(module: nn.Module, settings: OptimizerSettings) -> list[tor
             hidden.append(parameter)
         else:
             tables.append(parameter)
-    first, second = settings.betas
     groups = [
         {"params": tables, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    made: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            [g for g in groups if g["params"]],
-            lr=settings.lr,
-            betas=(first, second),
-            eps=settings.eps,
-            foreach=True,
+    groups = [group for group in groups if group["params"]]
+    made: list[torch.optim.Optimizer] = []
+    if groups:
+        first, second = settings.betas
+        made.append(
+            torch.optim.AdamW(groups, lr=settings.lr, betas=(first, second), eps=settings.eps, foreach=True)
         )
-    ]
     if hidden:
         made.append(
             Muon(hidden, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
@@ -45,7 +43,7 @@ def build_optimizers(module: nn.Module, settings: OptimizerSettings) -> list[tor
 
 
 def state_tensors(module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
-    """The optimisers' tensors under `optimizer.<parameter>.<what>`."""
+    """The optimisers' tensors under `optimizer.<parameter>.<what>`, sharded as the parameters are."""
     names = {p: n for n, p in module.named_parameters()}
     tensors = {}
     for optimizer in optimizers:
@@ -58,7 +56,7 @@ def state_tensors(module: nn.Module, optimizers: list[torch.optim.Optimizer]) ->
 def load_state_tensors(
     module: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, torch.Tensor]
 ) -> None:
-    """Put back what `state_tensors` gave."""
+    """Put back what `state_tensors` gave; `tensors` are whole, however the parameters are sharded."""
     owners = {p: o for o in optimizers for g in o.param_groups for p in g["params"]}
     parameters = dict(module.named_parameters())
     for key, value in tensors.items():
@@ -66,4 +64,6 @@ def load_state_tensors(
             continue
         name, what = key.removeprefix("optimizer.").rsplit(".", 1)
         parameter = parameters[name]
+        if value.shape == parameter.shape:  # not the number of steps, which stays on the CPU
+            value = cut(value.to(parameter.device), parameter)
         owners[parameter].state[parameter][what] = value.clone()
