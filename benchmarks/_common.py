@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from trimtab.evaluation import hardware
+from trimtab import hardware
 from trimtab.evaluation.provenance import provenance
 from trimtab.kernels.build import build
 from trimtab.kernels.native import Library

@@ -36,8 +36,7 @@ from _contenders import Transformers, run_ours
 from _profile import Profile
 
 import trimtab
-from trimtab import Engine, Model
-from trimtab.evaluation import hardware
+from trimtab import Engine, Model, hardware
 from trimtab.evaluation.corpus import shipped_text
 from trimtab.evaluation.tasks.speed import make_prompts
 from trimtab.models.config import ModelConfig

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.evaluation.axes import scale_for
 from trimtab.evaluation.charts import Axis, Point, heat_map, pareto, scatter
 from trimtab.evaluation.labels import Box, place, text_width
+from trimtab.pages.axes import scale_for
 
 BYTES = Axis("KV bytes", "B", "lower")
 SPEED = Axis("Speed", "tok/s", "higher")

@@ -2,7 +2,7 @@ import json
 
 import torch
 
-from trimtab.evaluation import hardware
+from trimtab import hardware
 from trimtab.evaluation.provenance import commit, provenance
 
 

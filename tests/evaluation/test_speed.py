@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from evaluation.fakes import ScriptedEngine
+from trimtab import hardware
 from trimtab.errors import ConfigError
-from trimtab.evaluation import hardware
 from trimtab.evaluation.statistics import median, quantile
 from trimtab.evaluation.tasks.base import TaskContext
 from trimtab.evaluation.tasks.speed import Speed, SpeedOptions, bandwidth_metrics

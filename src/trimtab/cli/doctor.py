@@ -21,7 +21,7 @@ def run(
     Reading weights and cache bounds the speed of one stream (read bandwidth); arithmetic bounds prompts
     and large batches (matmul rate).
     """
-    from trimtab.evaluation import hardware
+    from trimtab import hardware
     from trimtab.kernels.build import CPP_TYPES, is_built
 
     found: dict[str, Any] = dict(hardware.describe())

@@ -8,8 +8,8 @@ from html import escape
 from itertools import pairwise
 from typing import Literal
 
-from trimtab.evaluation.axes import Scale, scale_for
 from trimtab.evaluation.labels import Box, place, text_width
+from trimtab.pages.axes import Scale, scale_for
 
 WIDTH, HEIGHT = 440, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 48

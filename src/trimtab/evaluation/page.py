@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import math
 import re
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.evaluation.charts import Axis, Point, heat_map, scatter
 from trimtab.evaluation.report import Column, PlanInfo, Report, format_number, format_value
+from trimtab.pages import shell
 
 if TYPE_CHECKING:
     import jinja2
@@ -64,22 +64,13 @@ def render(report: Report) -> str:
             methods=_methods(report),
             model_line=_model_line,
             option_text=_option_text,
-            style=_read("report.css"),
         )
     )
 
 
 def environment() -> jinja2.Environment:
     """What the pages' templates are rendered with."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_read),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = shell.environment("trimtab.evaluation")
     environment.filters |= {"breakable": _breakable, "prose": _prose}
     return environment
 
@@ -99,10 +90,6 @@ def _prose(text: str) -> Markup:
     if len(parts) % 2 == 0:
         return escape(text)
     return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else p for i, p in enumerate(parts))
-
-
-def _read(name: str) -> str:
-    return (importlib.resources.files("trimtab.evaluation") / "templates" / name).read_text(encoding="utf-8")
 
 
 def cells(report: Report, plan: PlanInfo) -> list[Cell]:

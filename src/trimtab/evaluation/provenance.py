@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trimtab.evaluation import hardware
+from trimtab import hardware
 
 
 def provenance(seed: int) -> dict[str, Any]:

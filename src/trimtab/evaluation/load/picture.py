@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from trimtab.evaluation.axes import Scale, scale_for
 from trimtab.evaluation.labels import text_width
 from trimtab.evaluation.report import format_number
+from trimtab.pages.axes import Scale, scale_for
 
 WIDTH, HEIGHT = 440, 280
 LEFT, RIGHT, TOP, BOTTOM = 70, 62, 14, 46

@@ -197,11 +197,10 @@ def bandwidth_metrics(
     Every weight that a token is multiplied with is read once, and the cache once. Null where the ceiling
     is not measured (anything but the CPU).
     """
-    from trimtab.evaluation.hardware import read_bandwidth
-    from trimtab.models.costs import matmul_parameters
+    from trimtab.hardware import read_bandwidth
 
     weight = next(engine.model.parameters())
-    weights = matmul_parameters(engine.model.config, active_only=True) * weight.element_size()
+    weights = engine.runner.model.matmul_bytes(active_only=True)
     step_bytes = weights + median(held)
     rate = step_bytes / seconds_per_token / 1e9 if seconds_per_token else None
     ceiling = None

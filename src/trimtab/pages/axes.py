@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trimtab.evaluation.report import format_number
+from trimtab.pages.numbers import format_number
 
 LOG_FROM = 8.0  # values that differ by more than this factor are shown on a logarithmic axis
 LEAST_SHARE_SPAN = 0.25  # a share's axis shows at least a quarter, so that a point or two look small
