@@ -2,136 +2,251 @@
 
 from __future__ import annotations
 
-import json
 import math
+import signal
 import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from trimtab.errors import NumericsError
+from trimtab.errors import ConfigError, NumericsError, OutputError
 from trimtab.models.save import save
 from trimtab.models.transformer import Model
-from trimtab.training import checkpoint
-from trimtab.training.data.batch import pack, split
+from trimtab.training import checkpoint, resuming
+from trimtab.training.data.batch import Batch, pack, split
+from trimtab.training.data.prefetch import Prefetched
 from trimtab.training.data.segments import Segment
 from trimtab.training.data.sources.base import Source
+from trimtab.training.ema import Ema
+from trimtab.training.failures import not_finite
+from trimtab.training.folder import RunFolder
+from trimtab.training.logs import RunLogs
+from trimtab.training.memory import autocast, choose_device, prepare_layers
 from trimtab.training.objectives.base import Objective
-from trimtab.training.optimizers.build import build_optimizers, load_state_tensors, state_tensors
+from trimtab.training.optimizers.build import build_optimizers
+from trimtab.training.progress import Progress
 from trimtab.training.recipe import Recipe
+from trimtab.training.report.write import write_report
+from trimtab.training.signals import StopSignals
+from trimtab.training.speed import peak_flops, training_flops
+from trimtab.training.state import TrainingState
+from trimtab.training.watching import Generate, as_used, held_out_loss, validation_metrics
 
 
 class Trainer:
-    """One run of a recipe.
+    """One run of a recipe: `start`, then `train`.
 
     Attributes:
+        module: the model, or `model` and `extra` where the objective trains parameters of its own.
         step: optimiser steps done.
         tokens: tokens seen, all of a segment counted.
+        validation, validation_bytes: held-out segments, and the bytes of their text (for bits per byte).
+        generate: goes on with the prompts of the recipe's `samples`.
+        export: writes the trained model to a folder; default: a Hugging Face folder in `save_dtype`.
+        stopped_by: the signal that ended `train`, or None.
     """
 
     def __init__(self, recipe: Recipe, model: Model, source: Source, objective: Objective) -> None:
         self.recipe, self.model, self.source, self.objective = recipe, model, source, objective
+        self.validation: Sequence[Segment] = ()
+        self.validation_bytes: int | None = None
+        self.generate: Generate | None = None
+        self.export: Callable[[Model, Path], Any] | None = None
         self.output = Path(recipe.output)
-        self.optimizers = build_optimizers(model, recipe.optimizer)
+        self.folder = RunFolder(self.output)
+        self.device = choose_device(recipe.device)
+        extra = objective.extra_modules(model)
+        self.module: nn.Module = model if extra is None else nn.ModuleDict({"model": model, "extra": extra})
+        self.module.to(self.device)
+        prepare_layers(model, recipe)
+        self.optimizers = build_optimizers(self.module, recipe.optimizer)
+        self.ema = None if recipe.ema is None else Ema(self.module, recipe.ema)
+        self.state = TrainingState(self.module, self.optimizers, self.ema)
+        self.batches = Prefetched(source, recipe.batch_tokens)
+        self.data_state = source.state()  # after the last batch that was trained on
         self.step, self.tokens, self.seconds = 0, 0, 0.0
-        self.validation: list[Segment] = []
+        self.stopped_by: int | None = None
+        self._started, self._saved, self._peak = False, -1, math.inf
 
-    def resume(self) -> bool:
-        """Go on from the last checkpoint, if there is one."""
-        found = checkpoint.all_of(self.output / "checkpoints")
-        if not found:
+    def start(self, resume: bool = False, say: Callable[[str], None] = print) -> bool:
+        """Take the output folder, and go on from its last whole checkpoint where there is one and `resume`.
+
+        True where one was found. `say` is told of damaged ones. OutputError where the folder holds other
+        things or another run writes to it; ConfigError where the recipe is not the checkpoint's any more.
+        """
+        self.folder.check(resume)
+        self.folder.lock()
+        self.folder.sweep()
+        self._started = True
+        found = checkpoint.read_last(self.folder.checkpoints, say) if resume else None
+        if found is None:
             return False
-        tensors, state = checkpoint.read(found[-1])
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(tensors[f"model.{name}"])
-        load_state_tensors(self.model, self.optimizers, tensors)
-        torch.set_rng_state(tensors["rng"])
+        _, tensors, state = found
+        resuming.check_same(state.get("recipe", {}), self.recipe)
+        self.state.load(tensors)
         self.source.restore(state["source"])
+        self.data_state = state["source"]
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        self._saved = self.step
         return True
 
+    def resume(self) -> bool:
+        """`start(resume=True)`."""
+        return self.start(resume=True)
+
     def save_checkpoint(self) -> None:
-        """Everything that `resume` needs."""
-        tensors = {f"model.{n}": p for n, p in self.model.named_parameters()}
-        tensors |= state_tensors(self.model, self.optimizers) | {"rng": torch.get_rng_state()}
+        """Everything that `start` needs to go on; OutputError, with the older ones as they were."""
+        if self._saved == self.step:
+            return
         state = {
             "step": self.step,
             "tokens": self.tokens,
             "seconds": self.seconds,
-            "source": self.source.state(),
+            "source": self.data_state,
+            "recipe": resuming.settings_of(self.recipe),
         }
-        checkpoint.write(
-            self.output / "checkpoints", self.step, tensors, state, self.recipe.keep_checkpoints
-        )
+        place = self.folder.checkpoints
+        try:
+            checkpoint.write(place, self.step, self.state.tensors(), state, self.recipe.keep_checkpoints)
+        except OutputError as error:
+            last = [path.name for path in checkpoint.all_of(place)][-1:]
+            raise OutputError(f"{error}; the last good one is {last[0] if last else 'missing'}") from None
+        self._saved = self.step
 
-    def train(self) -> None:
-        """All steps that are left; then the model in `output/model`."""
-        recipe = self.recipe
-        last_save = time.monotonic()
-        with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as log:
-            while self.step < recipe.steps:
-                metrics = self.train_step()
-                if self.validation and (
-                    self.step % recipe.validation["every"] == 0 or self.step == recipe.steps
-                ):
-                    metrics["validation_loss"] = self.validate()
-                log.write(json.dumps(metrics) + "\n")
-                log.flush()
-                if time.monotonic() - last_save > 60 * recipe.checkpoint_minutes:
-                    self.save_checkpoint()
-                    last_save = time.monotonic()
-        self.save_checkpoint()
-        dtype = getattr(torch, recipe.save_dtype)
-        save(self.model.to(dtype), self.output / "model", overwrite=True)
+    def train(self) -> bool:
+        """All steps that are left, then the model in `model/`; False where a signal came first.
+
+        The model is then what was exported: in `save_dtype`, and the average where the recipe has `ema`.
+        """
+        if not self._started:
+            self.start()
+        if self.recipe.samples is not None and self.generate is None:
+            raise ConfigError("the recipe asks for samples, but the Trainer was given no `generate`")
+        with ExitStack() as stack:
+            stack.callback(self.folder.unlock)
+            stack.callback(self.batches.close)
+            self._started = False
+            resuming.write_settings(self.folder.recipe, self.recipe)
+            self._peak = peak_flops(self.device, getattr(torch, self.recipe.precision))
+            logs = stack.enter_context(RunLogs(self.folder, self.step, self.recipe.tensorboard))
+            stop = stack.enter_context(StopSignals())
+            progress = stack.enter_context(Progress(self.recipe.steps, self.recipe.log_seconds, self._peak))
+            self._steps(stop, progress, logs)
+            if self.step < self.recipe.steps:
+                assert stop.received is not None
+                self.stopped_by = stop.received
+                name = signal.Signals(stop.received).name
+                progress.say(f"stopped by {name}; step {self.step} is kept, go on from it with --resume")
+                return False
+            self._export()
+        return True
+
+    def _steps(self, stop: StopSignals, progress: Progress, logs: RunLogs) -> None:
+        """Steps up to the last or to a signal, with what is written as they go on."""
+        last_save, stopping = time.monotonic(), False
+        while self.step < self.recipe.steps and not stopping:
+            metrics = self.train_step()
+            if self.validation and self._is_turn((self.recipe.validation or {}).get("every", 500)):
+                metrics |= self._validate()
+            if self.recipe.samples is not None and self._is_turn(self.recipe.samples.every):
+                prompts = list(self.recipe.samples.prompts)
+                logs.add_samples(self.step, prompts, self._generate(prompts))
+            logs.add(metrics)
+            progress.update(metrics)
+            stopping = stop.received is not None
+            due = time.monotonic() - last_save >= 60 * self.recipe.checkpoint_minutes
+            if due or stopping or self.step == self.recipe.steps:
+                logs.flush()
+                self.save_checkpoint()
+                write_report(self.folder, self.recipe, self.model, self.source, self.data_state)
+                last_save = time.monotonic()
+
+    def _is_turn(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.recipe.steps
 
     def train_step(self) -> dict[str, Any]:
-        """One optimiser step."""
+        """One optimiser step; its metrics. NumericsError where loss or gradient are no numbers."""
         recipe, start = self.recipe, time.perf_counter()
-        segments: list[Segment] = []
-        held = 0
-        while held < recipe.batch_tokens:
-            segments.append(self.source.next())
-            held += len(segments[-1])
-        batches = [pack(group) for group in split(segments, recipe.micro_batch_tokens)]
-        units = sum(self.objective.units(batch) for batch in batches)
-        total = 0.0
-        for batch in batches:
-            loss = self.objective.loss_sum(self.model, batch) / units
-            loss.backward()
-            total += loss.item()
-        norm = float(
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optimizer.clip or math.inf)
-        )
-        if not math.isfinite(total) or not math.isfinite(norm):
-            raise NumericsError(f"the loss of step {self.step} is {total} and the gradient's norm {norm}")
-        factor = recipe.schedule.factor(self.step, recipe.steps)
+        segments, data_state = self.batches.next_batch()
+        lengths = [len(segment) for segment in segments]
+        loss = self._backward(segments)
+        largest = recipe.optimizer.clip or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.state.trained.values(), largest))
+        if not math.isfinite(norm):
+            raise self._failure(f"the norm of the gradient is {norm}", segments)
+        lr = recipe.optimizer.lr * recipe.schedule.factor(self.step, recipe.steps)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = recipe.optimizer.lr * factor
+                group["lr"] = lr
             optimizer.step()
             optimizer.zero_grad()
         self.step += 1
-        self.tokens += held
+        self.tokens += sum(lengths)
+        self.data_state = data_state
+        if self.ema is not None:
+            self.ema.update(self.step)
         took = time.perf_counter() - start
         self.seconds += took
+        flops = training_flops(self.model, self.module, lengths)
         return {
             "step": self.step,
             "tokens": self.tokens,
-            "loss": total,
+            "loss": loss,
             "grad_norm": norm,
-            "lr": recipe.optimizer.lr * factor,
-            "tokens_per_second": held / took,
+            "lr": lr,
+            "tokens_per_second": sum(lengths) / took,
+            "flops_share": flops / took / self._peak,
             "seconds": self.seconds,
         }
 
-    @torch.no_grad()
+    def _backward(self, segments: Sequence[Segment]) -> float:
+        """Gradients of the mean loss over the units of all `segments`, a micro-batch at a time; that loss."""
+        groups = split(segments, self.recipe.micro_batch_tokens)
+        batches = [pack(group).to(self.device) for group in groups]
+        units = sum(self.objective.units(batch) for batch in batches)
+        if units == 0:
+            raise ConfigError(f"step {self.step + 1} has no token to learn from; check the masks of the data")
+        total = 0.0
+        for group, batch in zip(groups, batches, strict=True):
+            loss = self._loss(batch) / units
+            value = loss.item()
+            if not math.isfinite(value):
+                raise self._failure(f"the loss is {value}", group)
+            loss.backward()
+            total += value
+        return total
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        with autocast(self.recipe, self.device):
+            return self.objective.loss_sum(self.model, batch)
+
+    def _failure(self, what: str, segments: Sequence[Segment]) -> NumericsError:
+        return not_finite(what, self.step + 1, segments, self.folder.failures, self.model.tokenizer)
+
     def validate(self) -> float:
-        """Mean loss in nats over the validation segments."""
-        total, units = 0.0, 0
-        for group in split(self.validation, self.recipe.micro_batch_tokens):
-            batch = pack(group)
-            total += self.objective.loss_sum(self.model, batch).item()
-            units += self.objective.units(batch)
-        return total / units
+        """Mean loss in nats over the validation segments, of the averaged weights where there are any."""
+        return self._validate()["validation_loss"]
+
+    def _validate(self) -> dict[str, Any]:
+        with self.ema.in_place() if self.ema else nullcontext(), as_used(self.module):
+            total, units = held_out_loss(
+                self.validation, self._loss, self.objective.units, self.recipe.micro_batch_tokens, self.device
+            )
+        return validation_metrics(total, units, self.validation_bytes)
+
+    def _generate(self, prompts: list[str]) -> list[str]:
+        assert self.generate is not None
+        with self.ema.in_place() if self.ema else nullcontext(), as_used(self.module):
+            return self.generate(self.model, prompts)
+
+    def _export(self) -> None:
+        if self.ema is not None:
+            self.ema.swap()
+        if self.export is not None:
+            self.export(self.model, self.folder.model)
+        else:
+            save(self.model.to(getattr(torch, self.recipe.save_dtype)), self.folder.model, overwrite=True)
