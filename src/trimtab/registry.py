@@ -193,8 +193,9 @@ def _convert(value: Any, hint: Any, what: str) -> Any:
 KV_CACHES = Registry(
     "cache", "trimtab.kvcache", "what is remembered of past tokens, where, in how many bits?"
 )
+WEIGHTS = Registry("weights", "trimtab.compression", "which numbers are stored for a model's matrices?")
 CALIBRATIONS = Registry("attachment", "trimtab.calibration", "what is fitted for a base model?")
 TASKS = Registry("task", "trimtab.evaluation.tasks", "how is quality measured?")
 OBJECTIVES = Registry("objective", "trimtab.training.objectives", "what does a training step minimise?")
 
-SEAMS: dict[str, Registry] = {r.seam: r for r in (KV_CACHES, CALIBRATIONS, TASKS, OBJECTIVES)}
+SEAMS: dict[str, Registry] = {r.seam: r for r in (KV_CACHES, WEIGHTS, CALIBRATIONS, TASKS, OBJECTIVES)}

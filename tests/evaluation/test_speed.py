@@ -70,11 +70,17 @@ def test_prefix_hits_are_confessed():
 
 def priced(device="cpu", dtype=torch.bfloat16):
     from trimtab.models.config import config_from_folder
+    from trimtab.models.costs import matmul_bytes
     from trimtab.models.hub import find_folder
 
     weight = SimpleNamespace(element_size=lambda: dtype.itemsize, device=torch.device(device))
-    model = SimpleNamespace(config=config_from_folder(find_folder(None)), parameters=lambda: iter([weight]))
-    return SimpleNamespace(model=model, threads=1)
+    config = config_from_folder(find_folder(None))
+    model = SimpleNamespace(
+        config=config,
+        parameters=lambda: iter([weight]),
+        matmul_bytes=lambda active_only: matmul_bytes(config, dtype.itemsize, active_only=active_only),
+    )
+    return SimpleNamespace(model=model, runner=SimpleNamespace(model=model), threads=1)
 
 
 def test_bandwidth_is_bytes_per_token_over_time_and_its_share_of_the_ceiling(monkeypatch):

@@ -9,7 +9,8 @@ import typer
 
 from trimtab.cli import common
 
-ITEM_BYTES = {"float32": 4, "bfloat16": 2}  # float16 is as large as bfloat16
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int8": 2}  # float16 is as large as bfloat16
+INT8 = "int8"  # the matrices; the rest, and the cache, are bfloat16
 
 
 def run(
@@ -60,7 +61,8 @@ def describe(config: Any, memory: int | None) -> dict[str, Any]:
 
     fits = {}
     for dtype, size in ITEM_BYTES.items():
-        weights, token = costs.num_parameters(config) * size, costs.kv_bytes_per_token(config, size)
+        weights = costs.weight_bytes(config, size, int8=dtype == INT8)
+        token = costs.kv_bytes_per_token(config, size)
         left = None if memory is None else memory - weights
         fits[dtype] = {
             "weight_bytes": weights,
@@ -124,7 +126,7 @@ def _show(facts: dict[str, Any]) -> None:
     for dtype, row in facts["by_dtype"].items():
         tokens, contexts = row["tokens_that_fit"], row["full_contexts_that_fit"]
         sizes.add_row(
-            dtype,
+            "bfloat16 weights=int8" if dtype == INT8 else dtype,
             format_bytes(row["weight_bytes"]),
             format_bytes(row["kv_bytes_per_token"]),
             format_bytes(row["kv_bytes_full_context"]),

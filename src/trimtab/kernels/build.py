@@ -75,7 +75,10 @@ def is_built(kind: str) -> bool:
 
 
 def build(kind: str) -> Path | None:
-    """Path of the library of `kind` (`float32`, `bfloat16-int8`), compiled if need be; None where it cannot."""
+    """Path of the library of `kind` (`float32`, `bfloat16-int8`), compiled if need be.
+
+    None where that is impossible.
+    """
     target = library_path(kind)
     if target.exists():
         return target
@@ -116,7 +119,9 @@ def _compile(cxx: str, kind: str, target: Path) -> None:
     log.info("compiling the %s CPU kernels once (about 10 s)", kind)
     handle, scratch = tempfile.mkstemp(prefix=f"{target.stem}-", suffix=".tmp", dir=target.parent)
     os.close(handle)
-    types = [f"-DTT_TYPE={CPP_TYPES[kind.removesuffix(INT8)]}", *(["-DTT_INT8"] if kind.endswith(INT8) else [])]
+    types = [f"-DTT_TYPE={CPP_TYPES[kind.removesuffix(INT8)]}"]
+    if kind.endswith(INT8):
+        types.append("-DTT_INT8")
     command = [cxx, *FLAGS, *types, str(SOURCE / "trimtab.cpp"), "-o", scratch]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)

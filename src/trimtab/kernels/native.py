@@ -291,9 +291,7 @@ class Library:
         """
         y = torch.empty(x.shape[0], w.shape[0])
         n, k = w.shape
-        self.lib.tt_matmul(
-            self.team, x.data_ptr(), x.shape[0], w.data_ptr(), _ptr(scale), n, k, y.data_ptr()
-        )
+        self.lib.tt_matmul(self.team, x.data_ptr(), x.shape[0], w.data_ptr(), _ptr(scale), n, k, y.data_ptr())
         return y
 
     def read(self, buffer: Tensor) -> float:

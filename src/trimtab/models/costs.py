@@ -55,6 +55,43 @@ def matmul_parameters(config: ModelConfig, active_only: bool = False) -> int:
     return _body_matrices(config, active_only) + config.vocab_size * config.hidden_size
 
 
+def _body_rows(config: ModelConfig, active_only: bool) -> int:
+    """Rows of the layers' matrices, routers left out."""
+    rows = 0
+    for layer in range(config.num_layers):
+        rows += (config.num_heads + 2 * config.num_kv_heads) * config.head_dim + config.hidden_size
+        if config.moe is None or not config.is_sparse(layer):
+            rows += 2 * config.intermediate_size + config.hidden_size
+        else:
+            experts = config.moe.experts_per_token if active_only else config.moe.num_experts
+            rows += experts * (2 * config.moe.intermediate_size + config.hidden_size)
+    return rows
+
+
+def _routers(config: ModelConfig) -> int:
+    """Parameters of all routers, which no method of storing weights touches."""
+    if config.moe is None:
+        return 0
+    sparse = sum(config.is_sparse(layer) for layer in range(config.num_layers))
+    return sparse * config.hidden_size * config.moe.num_experts
+
+
+def matmul_bytes(config: ModelConfig, itemsize: int, *, int8: bool = False, active_only: bool = False) -> int:
+    """Bytes of the `matmul_parameters`: `itemsize` each, or with `int8` one each and four a row."""
+    if not int8:
+        return matmul_parameters(config, active_only) * itemsize
+    rows = _body_rows(config, active_only) + config.vocab_size
+    return matmul_parameters(config, active_only) + 4 * rows + _routers(config) * (itemsize - 1)
+
+
+def weight_bytes(config: ModelConfig, itemsize: int, *, int8: bool = False) -> int:
+    """Bytes of all parameters; a tied embedding counts once."""
+    if not int8:
+        return num_parameters(config) * itemsize
+    table = 0 if config.tie_word_embeddings else config.vocab_size * (config.hidden_size + 4)
+    return matmul_bytes(config, itemsize, int8=True) + table + _vectors(config) * itemsize
+
+
 def kv_bytes_per_token(config: ModelConfig, itemsize: int) -> int:
     """Bytes of keys and values for a token over all layers, `itemsize` bytes an element."""
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * itemsize

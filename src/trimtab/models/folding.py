@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trimtab.errors import ConfigError
 from trimtab.kernels.reference_per_layer import transformed
 from trimtab.models.transformer import Model
 
@@ -20,8 +21,13 @@ def fold_rotation(model: Model, key_block: int, value_block: int, order: Tensor 
     `value_block` divides the head size. `order` int64 [layers, G * d]: key channel c of layer l becomes the
     transformed channel order[l, c]. A model with a norm on its keys leaves them as they are, since the norm
     comes after the projection. Folded weights are computed in float64 and rounded to the model's type; all
-    others are shared with `model`.
+    others are shared with `model`. Raises ConfigError for quantized weights, which cannot be rotated.
     """
+    if model.weights != "plain":
+        raise ConfigError(
+            f"a rotation is folded into plain weights, and the model was loaded with weights={model.weights}; "
+            f"load it without, and give weights={model.weights} in the plan, where it comes after the folding"
+        )
     weights = dict(model.state_dict())
     for layer in range(model.config.num_layers):
         at = f"model.layers.{layer}.self_attn."

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from trimtab.errors import OutputError
+from trimtab.errors import ConfigError, OutputError
 from trimtab.models.config import config_from_dict
 from trimtab.models.hub import TOKENIZER_FILES
 from trimtab.models.transformer import Model
@@ -33,8 +33,14 @@ def save(
 
     Weights are written as they are, in their dtype, in files of at most `max_shard_bytes` each (a single
     larger tensor gets a file of its own). An existing folder is replaced only with `overwrite`. Raises
-    OutputError where that is missing or writing fails; then `folder` is as it was.
+    OutputError where that is missing or writing fails; then `folder` is as it was. ConfigError for a model
+    with quantized weights, which that format cannot say.
     """
+    if model.weights != "plain":
+        raise ConfigError(
+            f"the model's weights are {model.weights}, which a checkpoint cannot hold; save the model as it "
+            f"was loaded, and give weights={model.weights} wherever it runs"
+        )
     if max_shard_bytes < 1:
         raise OutputError(f"max_shard_bytes is {max_shard_bytes}; it must be at least 1")
     config = _config_json(model)

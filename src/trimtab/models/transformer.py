@@ -124,6 +124,10 @@ class Embedding(nn.Embedding):
         if not self.weight.is_meta:
             super().reset_parameters()
 
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The output head of a model that ties it to the embedding: `[..., D]` to `[..., V]`."""
+        return nn.functional.linear(hidden, self.weight)
+
 
 class Decoder(nn.Module):
     """Embedding, layers and final norm: what a checkpoint keeps under `model.`"""
@@ -144,6 +148,7 @@ class Model(nn.Module):
         tokenizer: the checkpoint's `Tokenizer`; None for a model made without a checkpoint.
         path: the folder it was loaded from, or None.
         adapter: the folder of the adapter that was merged into it when it was loaded, or None.
+        weights: the method of `compression/` by which its matrices are stored; `plain`: as parameters.
         lm_head: the output head, or None where the embedding table is used (`output_weight` is either).
     """
 
@@ -157,6 +162,7 @@ class Model(nn.Module):
         self.tokenizer: Tokenizer | None = None
         self.path: Path | None = None
         self.adapter: str | None = None
+        self.weights = "plain"
         self._fingerprint = Fingerprint()
 
     @property
@@ -167,7 +173,7 @@ class Model(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the parameters and of all results."""
-        return self.model.embed_tokens.weight.dtype
+        return self.model.norm.weight.dtype
 
     @property
     def device(self) -> torch.device:
@@ -209,7 +215,7 @@ class Model(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The output head: hidden `[..., D]` to logits `[..., V]`."""
-        return nn.functional.linear(hidden, self.output_weight)
+        return self.model.embed_tokens.logits(hidden) if self.lm_head is None else self.lm_head(hidden)
 
     def fingerprint(self) -> str:
         """A sha256 that names this model's function; see `models/fingerprint.py` for what it covers."""
@@ -227,8 +233,13 @@ class Model(nn.Module):
         return costs.matmul_parameters(self.config, active_only)
 
     def weight_bytes(self) -> int:
-        """Bytes that the parameters occupy."""
-        return costs.num_parameters(self.config) * self.dtype.itemsize
+        """Bytes that the weights occupy, factors of quantized ones included."""
+        return sum(tensor.nbytes for tensor in (*self.parameters(), *self.buffers()))
+
+    def matmul_bytes(self, active_only: bool = False) -> int:
+        """Bytes of the weights that rows are multiplied with; `active_only` as in `matmul_parameters`."""
+        int8 = self.weights == "int8"
+        return costs.matmul_bytes(self.config, self.dtype.itemsize, int8=int8, active_only=active_only)
 
     def kv_bytes_per_token(self, dtype: torch.dtype | None = None) -> int:
         """Bytes of keys and values that an uncompressed cache keeps for a token; `dtype` of the cache."""
