@@ -89,6 +89,7 @@ def test_shipped_policies_parse_with_their_options():
 PLANS = st.builds(
     Plan,
     model=st.none() | st.text(min_size=1).filter(lambda text: text != "none"),
+    adapter=st.none() | st.text(min_size=1).filter(lambda text: text != "none"),
     dtype=st.sampled_from(["auto", "fp32", "bfloat16", "fp16"]),
     device=st.sampled_from(["auto", "cpu", "cuda", "cuda:1"]),
     cache=st.just("full")

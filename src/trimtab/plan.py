@@ -202,6 +202,7 @@ class Plan:
     """A model, one choice per seam, and the engine's bounds.
 
     `model`            folder or hub id; None = the small model that ships with the package.
+    `adapter`          folder of a LoRA adapter, trimtab's or PEFT's, merged into the weights; None = none.
     `dtype`            `auto` (as stored in the checkpoint), `float32`, `bfloat16` or `float16`.
     `device`           `auto`, `cpu`, `cuda` or `cuda:N`.
     `cache`            the KV-cache policy with its options.
@@ -214,6 +215,7 @@ class Plan:
     """
 
     model: str | None
+    adapter: str | None
     dtype: str
     device: str
     cache: MethodChoice
@@ -228,6 +230,7 @@ class Plan:
         self,
         model: str | Path | None = None,
         *,
+        adapter: str | Path | None = None,
         dtype: str = "auto",
         device: str = "auto",
         cache: str | Mapping[str, Any] | Sequence[Any] | MethodChoice = "full",
@@ -240,6 +243,7 @@ class Plan:
     ) -> None:
         values = {
             "model": None if _is_none(model) else str(model),
+            "adapter": None if _is_none(adapter) else str(adapter),
             "dtype": _dtype(dtype),
             "device": _device(device),
             "cache": MethodChoice.parse(cache, KV_CACHES),
@@ -278,7 +282,7 @@ class Plan:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Plan:
-        """A plan from a YAML file. A `model` that is a relative folder is sought beside the file first."""
+        """A plan from a YAML file. Relative folders (`model`, `adapter`) are sought beside the file first."""
         import yaml
 
         path = Path(path)
@@ -295,9 +299,9 @@ class Plan:
             plan = cls.from_dict(values)
         except ConfigError as error:
             raise ConfigError(f"in the plan {str(path)!r}: {error}") from None
-        if plan.model is not None and (path.parent / plan.model).is_dir():
-            return plan.with_(model=path.parent / plan.model)
-        return plan
+        folders = {"model": plan.model, "adapter": plan.adapter}
+        beside = {key: path.parent / name for key, name in folders.items() if name is not None}
+        return plan.with_(**{key: folder for key, folder in beside.items() if folder.is_dir()})
 
     @classmethod
     def of(cls, value: str | Mapping[str, Any] | Path | Plan) -> Plan:

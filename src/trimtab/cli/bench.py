@@ -47,6 +47,7 @@ def about() -> None:
 def run(
     model: common.ModelArgument = None,
     plan: common.PlanOption = None,
+    adapter: common.AdapterOption = None,
     cache: common.CacheOption = None,
     dtype: common.DtypeOption = None,
     device: common.DeviceOption = None,
@@ -77,6 +78,7 @@ def run(
     chosen = common.make_plan(
         plan,
         model,
+        adapter=adapter,
         cache=cache,
         dtype=dtype,
         device=device,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def run(
     model: common.ModelArgument = None,
     plan: common.PlanOption = None,
+    adapter: common.AdapterOption = None,
     cache: common.CacheOption = None,
     dtype: common.DtypeOption = None,
     device: common.DeviceOption = None,
@@ -147,6 +148,7 @@ def run(
     from trimtab.evaluation.load.slo import Slo, parse_duration
 
     given = {
+        "adapter": adapter,
         "cache": cache,
         "dtype": dtype,
         "device": device,

@@ -29,6 +29,7 @@ COMMANDS = ("/help", "/system", "/reset", "/stats", "/exit")
 def run(
     model: common.ModelArgument = None,
     plan: common.PlanOption = None,
+    adapter: common.AdapterOption = None,
     cache: common.CacheOption = None,
     dtype: common.DtypeOption = None,
     device: common.DeviceOption = None,
@@ -64,6 +65,7 @@ def run(
     chosen = common.make_plan(
         plan,
         model,
+        adapter=adapter,
         cache=cache,
         dtype=dtype,
         device=device,

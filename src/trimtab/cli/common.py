@@ -37,6 +37,15 @@ PlanOption = Annotated[
         show_default=False,
     ),
 ]
+AdapterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter",
+        metavar="FOLDER",
+        help="LoRA adapter for the model, of 'trimtab train' or of PEFT.",
+        show_default=False,
+    ),
+]
 CacheOption = Annotated[
     str | None,
     typer.Option(

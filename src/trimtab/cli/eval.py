@@ -22,6 +22,7 @@ def run(
         ),
     ] = None,
     plan: common.PlanOption = None,
+    adapter: common.AdapterOption = None,
     cache: common.CacheOption = None,
     dtype: common.DtypeOption = None,
     device: common.DeviceOption = None,
@@ -45,6 +46,7 @@ def run(
     chosen = common.make_plan(
         plan,
         model,
+        adapter=adapter,
         cache=cache,
         dtype=dtype,
         device=device,

@@ -33,6 +33,7 @@ def run(
         ),
     ] = None,
     plan: common.PlanOption = None,
+    adapter: common.AdapterOption = None,
     cache: common.CacheOption = None,
     dtype: common.DtypeOption = None,
     device: common.DeviceOption = None,
@@ -125,6 +126,7 @@ def run(
     chosen = common.make_plan(
         plan,
         model,
+        adapter=adapter,
         cache=cache,
         dtype=dtype,
         device=device,

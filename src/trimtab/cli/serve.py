@@ -27,6 +27,7 @@ def run(
         list[str] | None,
         _option("A plan string or YAML file; repeat to serve several side by side.", "PLAN", "--plan"),
     ] = None,
+    adapter: common.AdapterOption = None,
     cache: common.CacheOption = None,
     dtype: common.DtypeOption = None,
     device: common.DeviceOption = None,

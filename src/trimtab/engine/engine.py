@@ -26,7 +26,7 @@ from trimtab.engine.request import Piece, Request, RequestOutput, ScoreOutput, S
 from trimtab.engine.runner import Runner
 from trimtab.engine.scheduler import Scheduler
 from trimtab.engine.setup import build_cache, choose_backend
-from trimtab.errors import RequestError
+from trimtab.errors import ConfigError, RequestError
 from trimtab.models.detokenizer import Detokenizer
 from trimtab.plan import Plan
 from trimtab.registry import KV_CACHES
@@ -78,7 +78,12 @@ class Engine:
             name = model if model is not None else plan.model
             device = None if plan.device == "auto" else plan.device
             dtype = None if plan.dtype == "auto" else plan.dtype
-            model = load(name, dtype=dtype, device=device) if device else load(name, dtype=dtype)
+            model = load(name, dtype=dtype, device=device or "cpu", adapter=plan.adapter)
+        elif plan.adapter not in (None, model.adapter):
+            raise ConfigError(
+                f"adapter is {plan.adapter!r}, but the model handed in is loaded already; load it with "
+                "trimtab.load(..., adapter=...)"
+            )
         plan.check(model.config)
         self.model: Model = model
         self.plan = plan

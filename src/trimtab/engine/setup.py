@@ -12,6 +12,7 @@ from trimtab.errors import PlanError
 from trimtab.kernels.build import build_in_background, is_built
 from trimtab.kernels.reference import TorchKernels
 from trimtab.kvcache.base import KVCache, KVShape
+from trimtab.models import lora
 from trimtab.models.sentences import sentence_ends
 from trimtab.registry import KV_CACHES
 
@@ -36,6 +37,9 @@ def choose_backend(
 
     reasons = unsupported(model.config, model.dtype, model.device)
     layer_reasons = unsupported_layers(model.config)
+    if lora.on(model):
+        # The C++ layers know nothing of adapters, which may be trained or switched off at any time.
+        layer_reasons.append("it has adapters that are not folded into its weights")
     if backend == "native" and reasons + layer_reasons:
         raise PlanError([f"backend=native: {reason}" for reason in reasons + layer_reasons])
     dtype = str(model.dtype).removeprefix("torch.")

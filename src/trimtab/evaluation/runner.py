@@ -107,7 +107,11 @@ def _plan(value: Any, model: Model | str | Path | None) -> Plan:
     if isinstance(model, (str, Path)) and plan.model is None:
         return plan.with_(model=str(model))
     if model is not None and not isinstance(model, (str, Path)):
-        asked = [f"{k}={getattr(plan, k)}" for k in ("model", "dtype", "device") if _differs(plan, k, model)]
+        asked = [
+            f"{k}={getattr(plan, k)}"
+            for k in ("model", "adapter", "dtype", "device")
+            if _differs(plan, k, model)
+        ]
         if asked:
             raise ConfigError(
                 f"plan '{plan.label}' asks for {' and '.join(asked)}, but the model handed in is loaded "
@@ -118,7 +122,7 @@ def _plan(value: Any, model: Model | str | Path | None) -> Plan:
 
 def _differs(plan: Plan, setting: str, model: Model) -> bool:
     wanted = getattr(plan, setting)
-    if setting == "model":
+    if setting in ("model", "adapter"):
         return wanted is not None
     actual = str(getattr(model, setting)).removeprefix("torch.")
     return wanted not in ("auto", actual)
@@ -270,13 +274,13 @@ class _Comparison:
     def _model(self, plan: Plan) -> Model:
         if self.model is not None and not isinstance(self.model, (str, Path)):
             return self.model
-        key = (plan.model, plan.dtype, plan.device)
+        key = (plan.model, plan.adapter, plan.dtype, plan.device)
         if key not in self.models:
             from trimtab.models.checkpoint import load
 
             dtype = None if plan.dtype == "auto" else plan.dtype
             device = {} if plan.device == "auto" else {"device": plan.device}
-            self.models[key] = load(plan.model, dtype=dtype, **device)
+            self.models[key] = load(plan.model, dtype=dtype, adapter=plan.adapter, **device)
         return self.models[key]
 
     def rows(self) -> list[Row]:

@@ -27,15 +27,17 @@ def load(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device = "cpu",
     revision: str | None = None,
+    adapter: str | Path | None = None,
 ) -> Model:
     """Load a model in Hugging Face format, in evaluation mode.
 
     `path_or_id` is a folder, a hub id such as `Qwen/Qwen3-0.6B`, or None for the small model that ships
     with trimtab. `dtype` is float32, bfloat16 or float16; None takes the stored one, in which case (on
     the CPU) the parameters are views of the files. `revision` is a branch, tag or commit on the hub.
+    `adapter` is the folder of a LoRA adapter, trimtab's or PEFT's, which is merged into the weights.
 
     Raises CheckpointError, naming file and tensor or key, for anything missing, broken or unsupported,
-    and ConfigError for an unknown dtype or device.
+    and ConfigError for an unknown dtype or device, or an adapter that does not fit.
     """
     wanted, where = parse_dtype(dtype), parse_device(device)
     folder = find_folder(path_or_id, revision)
@@ -47,7 +49,13 @@ def load(
     model.load_state_dict(tensors, assign=True)
     model.path = folder
     model.tokenizer = Tokenizer.from_folder(folder, config.vocab_size)
-    return model.eval()
+    model.eval()
+    if adapter is not None:
+        from trimtab.models.lora.files import load_adapters
+
+        load_adapters(model, adapter).fold()
+        model.adapter = str(adapter)
+    return model
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

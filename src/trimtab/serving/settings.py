@@ -21,8 +21,8 @@ from trimtab.serving import values
 from trimtab.serving.sources import Given, from_environment, from_file, from_flags
 from trimtab.sizes import parse_bytes
 
-PLAN_OPTIONS = ("model", "cache", "dtype", "device", "threads", "kv_memory", "backend")
-SHARED = ("model", "dtype", "device")  # of the one model that all plans run on
+PLAN_OPTIONS = ("model", "adapter", "cache", "dtype", "device", "threads", "kv_memory", "backend")
+SHARED = ("model", "adapter", "dtype", "device")  # of the one model that all plans run on
 
 
 def _setting(default: Any, parse: Callable[[Any, str], Any], help: str, **more: Any) -> Any:

@@ -64,6 +64,7 @@ class TrimtabLM(TemplateLM):
                 dtype=None if plan.dtype == "auto" else plan.dtype,
                 device="cpu" if plan.device == "auto" else plan.device,
                 revision=settings.revision,
+                adapter=plan.adapter,
             )
             self.engine = Engine(model, plan=plan)
         self.settings = settings
