@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from trimtab.errors import CheckpointError
+from trimtab.training.distributed.sharded import cut
 
 
 class Ema:
@@ -59,4 +60,4 @@ class Ema:
                 raise CheckpointError(
                     "the checkpoint holds no averaged weights; leave 'ema' out of the recipe"
                 )
-            value.copy_(tensors[f"ema.{name}"])
+            value.copy_(cut(tensors[f"ema.{name}"].to(value.device), value))

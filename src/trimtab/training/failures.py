@@ -19,9 +19,14 @@ FIXES = (
 
 
 def not_finite(
-    what: str, step: int, segments: Sequence[Segment], folder: Path, tokenizer: Tokenizer | None
+    what: str, step: int, segments: Sequence[Segment], folder: Path | None, tokenizer: Tokenizer | None
 ) -> NumericsError:
-    """The error for step `step`, with `segments` saved under `folder`; `what` says what is no number."""
+    """The error for step `step`, with `segments` saved under `folder`; `what` says what is no number.
+
+    None as `folder` saves nothing: another process of the run does.
+    """
+    if folder is None:
+        return NumericsError(f"{what} at step {step}; the first process tells more")
     place = folder / f"step-{step:08d}"
     try:
         save_segments(segments, place, tokenizer)

@@ -17,10 +17,11 @@ from trimtab.errors import ConfigError, NumericsError, OutputError
 from trimtab.models.save import save
 from trimtab.models.transformer import Model
 from trimtab.training import checkpoint, resuming
-from trimtab.training.data.batch import Batch, pack, split
+from trimtab.training.data.batch import Batch
 from trimtab.training.data.prefetch import Prefetched
 from trimtab.training.data.segments import Segment
 from trimtab.training.data.sources.base import Source
+from trimtab.training.distributed.ranks import Ranks
 from trimtab.training.ema import Ema
 from trimtab.training.failures import not_finite
 from trimtab.training.folder import RunFolder
@@ -58,11 +59,13 @@ class Trainer:
         self.export: Callable[[Model, Path], Any] | None = None
         self.output = Path(recipe.output)
         self.folder = RunFolder(self.output)
-        self.device = choose_device(recipe.device)
+        self.ranks = Ranks(choose_device(recipe.device))
+        self.device = self.ranks.device
         extra = objective.extra_modules(model)
         self.module: nn.Module = model if extra is None else nn.ModuleDict({"model": model, "extra": extra})
-        self.module.to(self.device)
         prepare_layers(model, recipe)
+        self.ranks.shard(model, *([] if extra is None else [extra]))
+        self.module.to(self.device)
         self.optimizers = build_optimizers(self.module, recipe.optimizer)
         self.ema = None if recipe.ema is None else Ema(self.module, recipe.ema)
         self.state = TrainingState(self.module, self.optimizers, self.ema)
@@ -78,11 +81,15 @@ class Trainer:
         True where one was found. `say` is told of damaged ones. OutputError where the folder holds other
         things or another run writes to it; ConfigError where the recipe is not the checkpoint's any more.
         """
-        self.folder.check(resume)
-        self.folder.lock()
-        self.folder.sweep()
+        if self.ranks.is_first:
+            self.folder.check(resume)
+            self.folder.lock()
+            self.folder.sweep()
         self._started = True
-        found = checkpoint.read_last(self.folder.checkpoints, say) if resume else None
+        found = None
+        if resume:
+            with self.ranks.first_goes_first():  # it puts a damaged checkpoint aside
+                found = checkpoint.read_last(self.folder.checkpoints, say)
         if found is None:
             return False
         _, tensors, state = found
@@ -110,8 +117,10 @@ class Trainer:
             "recipe": resuming.settings_of(self.recipe),
         }
         place = self.folder.checkpoints
+        tensors = self.ranks.gather(self.state.tensors())
         try:
-            checkpoint.write(place, self.step, self.state.tensors(), state, self.recipe.keep_checkpoints)
+            if self.ranks.is_first:
+                checkpoint.write(place, self.step, tensors, state, self.recipe.keep_checkpoints)
         except OutputError as error:
             last = [path.name for path in checkpoint.all_of(place)][-1:]
             raise OutputError(f"{error}; the last good one is {last[0] if last else 'missing'}") from None
@@ -130,22 +139,26 @@ class Trainer:
             stack.callback(self.folder.unlock)
             stack.callback(self.batches.close)
             self._started = False
-            resuming.write_settings(self.folder.recipe, self.recipe)
-            self._peak = peak_flops(self.device, getattr(torch, self.recipe.precision))
-            logs = stack.enter_context(RunLogs(self.folder, self.step, self.recipe.tensorboard))
+            peak = peak_flops(self.device, getattr(torch, self.recipe.precision))
+            self._peak = peak * self.ranks.world
+            logs, progress = None, None
+            if self.ranks.is_first:
+                resuming.write_settings(self.folder.recipe, self.recipe)
+                logs = stack.enter_context(RunLogs(self.folder, self.step, self.recipe.tensorboard))
+                progress = Progress(self.recipe.steps, self.recipe.log_seconds, self._peak)
+                stack.enter_context(progress)
             stop = stack.enter_context(StopSignals())
-            progress = stack.enter_context(Progress(self.recipe.steps, self.recipe.log_seconds, self._peak))
             self._steps(stop, progress, logs)
             if self.step < self.recipe.steps:
-                assert stop.received is not None
-                self.stopped_by = stop.received
-                name = signal.Signals(stop.received).name
-                progress.say(f"stopped by {name}; step {self.step} is kept, go on from it with --resume")
+                self.stopped_by = stop.received or signal.SIGTERM
+                name = signal.Signals(self.stopped_by).name
+                if progress is not None:
+                    progress.say(f"stopped by {name}; step {self.step} is kept, go on from it with --resume")
                 return False
             self._export()
         return True
 
-    def _steps(self, stop: StopSignals, progress: Progress, logs: RunLogs) -> None:
+    def _steps(self, stop: StopSignals, progress: Progress | None, logs: RunLogs | None) -> None:
         """Steps up to the last or to a signal, with what is written as they go on."""
         last_save, stopping = time.monotonic(), False
         while self.step < self.recipe.steps and not stopping:
@@ -154,15 +167,20 @@ class Trainer:
                 metrics |= self._validate()
             if self.recipe.samples is not None and self._is_turn(self.recipe.samples.every):
                 prompts = list(self.recipe.samples.prompts)
-                logs.add_samples(self.step, prompts, self._generate(prompts))
-            logs.add(metrics)
-            progress.update(metrics)
-            stopping = stop.received is not None
+                texts = self._generate(prompts)
+                if logs is not None:
+                    logs.add_samples(self.step, prompts, texts)
+            if logs is not None and progress is not None:
+                logs.add(metrics)
+                progress.update(metrics)
             due = time.monotonic() - last_save >= 60 * self.recipe.checkpoint_minutes
+            due, stopping = self.ranks.any(due, stop.received is not None)
             if due or stopping or self.step == self.recipe.steps:
-                logs.flush()
+                if logs is not None:
+                    logs.flush()
                 self.save_checkpoint()
-                write_report(self.folder, self.recipe, self.model, self.source, self.data_state)
+                if self.ranks.is_first:
+                    write_report(self.folder, self.recipe, self.model, self.source, self.data_state)
                 last_save = time.monotonic()
 
     def _is_turn(self, every: int) -> bool:
@@ -175,7 +193,7 @@ class Trainer:
         lengths = [len(segment) for segment in segments]
         loss = self._backward(segments)
         largest = recipe.optimizer.clip or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self.state.trained.values(), largest))
+        norm = self.ranks.clip(self.state.trained.values(), largest)
         if not math.isfinite(norm):
             raise self._failure(f"the norm of the gradient is {norm}", segments)
         lr = recipe.optimizer.lr * recipe.schedule.factor(self.step, recipe.steps)
@@ -205,19 +223,22 @@ class Trainer:
 
     def _backward(self, segments: Sequence[Segment]) -> float:
         """Gradients of the mean loss over the units of all `segments`, a micro-batch at a time; that loss."""
-        groups = split(segments, self.recipe.micro_batch_tokens)
-        batches = [pack(group).to(self.device) for group in groups]
-        units = sum(self.objective.units(batch) for batch in batches)
+        micro_batches = self.ranks.micro_batches(segments, self.recipe.micro_batch_tokens)
+        own = sum(self.objective.units(micro.batch) for micro in micro_batches if micro.counts)
+        (units,) = self.ranks.all_sum(own)
         if units == 0:
             raise ConfigError(f"step {self.step + 1} has no token to learn from; check the masks of the data")
         total = 0.0
-        for group, batch in zip(groups, batches, strict=True):
-            loss = self._loss(batch) / units
+        for micro in micro_batches:
+            loss = self._loss(micro.batch) / units if micro.counts else 0 * self._loss(micro.batch)
             value = loss.item()
-            if not math.isfinite(value):
-                raise self._failure(f"the loss is {value}", group)
+            if not math.isfinite(value) and self.ranks.world == 1:
+                raise self._failure(f"the loss is {value}", micro.segments)
             loss.backward()
             total += value
+        (total,) = self.ranks.all_sum(total)
+        if not math.isfinite(total):  # all processes get here together
+            raise self._failure(f"the loss is {total}", segments)
         return total
 
     def _loss(self, batch: Batch) -> torch.Tensor:
@@ -225,7 +246,8 @@ class Trainer:
             return self.objective.loss_sum(self.model, batch)
 
     def _failure(self, what: str, segments: Sequence[Segment]) -> NumericsError:
-        return not_finite(what, self.step + 1, segments, self.folder.failures, self.model.tokenizer)
+        folder = self.folder.failures if self.ranks.is_first else None
+        return not_finite(what, self.step + 1, segments, folder, self.model.tokenizer)
 
     def validate(self) -> float:
         """Mean loss in nats over the validation segments, of the averaged weights where there are any."""
@@ -233,19 +255,24 @@ class Trainer:
 
     def _validate(self) -> dict[str, Any]:
         with self.ema.in_place() if self.ema else nullcontext(), as_used(self.module):
-            total, units = held_out_loss(
-                self.validation, self._loss, self.objective.units, self.recipe.micro_batch_tokens, self.device
-            )
+            micro_batches = self.ranks.micro_batches(self.validation, self.recipe.micro_batch_tokens)
+            total, units = self.ranks.all_sum(*held_out_loss(micro_batches, self._loss, self.objective.units))
+            self.ranks.reshard(self.module)
         return validation_metrics(total, units, self.validation_bytes)
 
     def _generate(self, prompts: list[str]) -> list[str]:
         assert self.generate is not None
         with self.ema.in_place() if self.ema else nullcontext(), as_used(self.module):
-            return self.generate(self.model, prompts)
+            texts = self.generate(self.model, prompts)
+            self.ranks.reshard(self.module)
+            return texts
 
     def _export(self) -> None:
         if self.ema is not None:
             self.ema.swap()
+        self.ranks.unshard(self.module)
+        if not self.ranks.is_first:
+            return
         if self.export is not None:
             self.export(self.model, self.folder.model)
         else:

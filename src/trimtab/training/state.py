@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from trimtab.errors import CheckpointError
+from trimtab.training.distributed.sharded import cut
 from trimtab.training.ema import Ema
 from trimtab.training.optimizers.build import load_state_tensors, state_tensors
 
@@ -21,7 +22,7 @@ class TrainingState:
         self.trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything, not copied."""
+        """Everything, not copied; sharded as the parameters are."""
         found: dict[str, torch.Tensor] = {f"model.{name}": p for name, p in self.trained.items()}
         found |= state_tensors(self.module, self.optimizers) | {"rng": torch.get_rng_state()}
         if self.ema is not None:
@@ -32,7 +33,7 @@ class TrainingState:
 
     @torch.no_grad()
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Put back what `tensors` gave; CheckpointError where it is of another model."""
+        """Put back what `tensors` gave, whole tensors; CheckpointError where it is of another model."""
         for name, parameter in self.trained.items():
             kept = tensors.get(f"model.{name}")
             if kept is None or kept.shape != parameter.shape:
@@ -41,7 +42,7 @@ class TrainingState:
                     f"the checkpoint has {found} for {name!r} of shape {tuple(parameter.shape)}: it is of "
                     "another model; begin a new run in another output folder"
                 )
-            parameter.copy_(kept)
+            parameter.copy_(cut(kept.to(parameter.device), parameter))
         load_state_tensors(self.module, self.optimizers, tensors)
         if self.ema is not None:
             self.ema.load(tensors)

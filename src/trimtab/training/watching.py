@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from trimtab.models.transformer import Model
-from trimtab.training.data.batch import Batch, pack, split
-from trimtab.training.data.segments import Segment
+from trimtab.training.data.batch import Batch
+from trimtab.training.distributed.ranks import MicroBatch
 
 Generate = Callable[[Model, list[str]], list[str]]  # prompts to what the model goes on with, in order
 
@@ -30,22 +30,21 @@ def as_used(module: nn.Module):
 
 
 def held_out_loss(
-    segments: Sequence[Segment],
+    micro_batches: Sequence[MicroBatch],
     loss: Callable[[Batch], torch.Tensor],
     units: Callable[[Batch], int],
-    micro_batch_tokens: int,
-    device: torch.device,
 ) -> tuple[float, int]:
-    """The sum of `loss` over `segments` in nats, and the units it is summed over."""
+    """The sum of `loss` over the micro-batches in nats, and the units it is summed over."""
     total, count = 0.0, 0
-    for group in split(segments, micro_batch_tokens):
-        batch = pack(group).to(device)
-        total += loss(batch).item()
-        count += units(batch)
+    for micro in micro_batches:
+        value = loss(micro.batch).item()
+        if micro.counts:
+            total += value
+            count += units(micro.batch)
     return total, count
 
 
-def validation_metrics(total: float, units: int, text_bytes: int | None) -> dict[str, Any]:
+def validation_metrics(total: float, units: float, text_bytes: int | None) -> dict[str, Any]:
     """Nats and perplexity per unit (a token), and bits per byte of the `text_bytes` of the trained text."""
     mean = total / units
     found = {"validation_loss": mean, "validation_perplexity": math.exp(min(mean, 700.0))}

@@ -44,7 +44,7 @@ def build_optimizers(module: nn.Module, settings: OptimizerSettings) -> list[tor
 
 def state_tensors(module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
     """The optimisers' tensors under `optimizer.<parameter>.<what>`, sharded as the parameters are."""
-    names = {p: n for n, p in module.named_parameters()}
+    names: dict[torch.Tensor, str] = {p: n for n, p in module.named_parameters()}
     tensors = {}
     for optimizer in optimizers:
         for parameter, state in optimizer.state.items():

@@ -73,17 +73,21 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, parameters: list[Parameter], shape: torch.Size, group: dict[str, Any]) -> None:
         """Equal shapes go through the matrix products together."""
+        ahead = []
         for parameter in parameters:
-            if "momentum" not in self.state[parameter]:
-                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-        momenta = [local(self.state[p]["momentum"]) for p in parameters]
-        gradients = [local(p.grad) for p in parameters]
-        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
+            assert parameter.grad is not None
+            state = self.state[parameter]
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(parameter)
+            gradient, momentum = local(parameter.grad), local(state["momentum"])
+            momentum.lerp_(gradient, 1 - group["momentum"])
+            ahead.append(torch.lerp(gradient, momentum, group["momentum"]))
         updates = _orthogonal(parameters, ahead, group["steps"])
-        weights = [local(p) for p in parameters]
-        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, updates, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+        rate = group["lr"] * 0.2 * max(shape) ** 0.5
+        for parameter, update in zip(parameters, updates, strict=True):
+            weight = local(parameter)
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
+            weight.add_(update, alpha=-rate)
 
 
 def _orthogonal(parameters: list[Parameter], ahead: list[Tensor], steps: int) -> list[Tensor]:

@@ -1,0 +1,59 @@
+"""Runs of a tiny model, by one process or by several: `torchrun ... distributed_runs.py FOLDER`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from training.tiny import CONFIG, Steps, tiny_recipe
+from trimtab.models.config import config_from_dict
+from trimtab.models.shapes import random_model
+from trimtab.training.data.mixture import Mixture
+from trimtab.training.loop import Trainer
+from trimtab.training.objectives.lm import LanguageModelling
+
+HALF, ALL = 5, 10  # steps
+
+# Of these a step has up to a dozen texts in several micro-batches; of `FEW` one or two, so that a process may
+# have none. Three layers and odd sizes, so that nothing divides evenly.
+MANY: dict[str, Any] = {"batch_tokens": 100, "ema": 0.9, "optimizer": {"lr": 0.01, "name": "muon"}}
+FEW: dict[str, Any] = {
+    "batch_tokens": 10,
+    "activation_checkpointing": True,
+    "optimizer": {"lr": 0.003, "name": "adamw"},
+}
+
+
+def run(output: Path, steps: int, settings: dict[str, Any], tied: bool = True) -> None:
+    """Train up to `steps`, from the last checkpoint in `output` if there is one."""
+    recipe = tiny_recipe(
+        output,
+        tokens=steps * settings["batch_tokens"],
+        schedule={"warmup": 0, "decay": 0},
+        validation={"every": HALF},
+        **settings,
+    )
+    shape = {"vocab_size": 67, "intermediate_size": 45, "num_hidden_layers": 3, "tie_word_embeddings": tied}
+    model = random_model(config_from_dict(CONFIG | shape)).train().requires_grad_(True)
+    trainer = Trainer(recipe, model, Mixture([Steps(0), Steps(1)], [3, 1]), LanguageModelling())
+    held_out = Steps(9)
+    trainer.validation = [held_out.next() for _ in range(7)]
+    trainer.start(resume=True)
+    trainer.train()
+
+
+def main() -> None:
+    """Every run that several processes make together."""
+    folder = Path(sys.argv[1])
+    run(folder / "several", HALF, MANY)
+    if (folder / "half").is_dir():  # left by one process
+        run(folder / "half", ALL, MANY)
+    shutil.copytree(folder / "several", folder / "several-half", dirs_exist_ok=True)
+    run(folder / "several", ALL, MANY)
+    run(folder / "several-few", ALL, FEW, tied=False)
+
+
+if __name__ == "__main__":
+    main()
