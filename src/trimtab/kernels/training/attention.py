@@ -86,10 +86,11 @@ class _PackedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         d_out = d_out.contiguous()
-        v = ctx.saved_tensors[3]
+        saved = ctx.saved_tensors  # once: where activations are recomputed they may be taken only once
+        v = saved[3]
         d_q, d_k, d_v = torch.empty_like(d_out), torch.empty_like(v), torch.empty_like(v)
         gradient = _PackedGradient(*(x.data_ptr() for x in (d_out, d_q, d_k, d_v)))
-        call = _call(ctx.settings, None, None, *ctx.saved_tensors)
+        call = _call(ctx.settings, None, None, *saved)
         ctx.lib.tt_packed_backward(ctypes.byref(call), ctypes.byref(gradient), torch.get_num_threads())
         return d_q, d_k, d_v, None, None, None, None, None, None
 
