@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from trimtab.models.config import config_from_dict
-from trimtab.models.shapes import random_model
 from trimtab.models.transformer import Model
 from trimtab.training.data.mixture import Mixture
 from trimtab.training.data.segments import Segment, all_trained
 from trimtab.training.data.sources.base import Source
 from trimtab.training.loop import Trainer
+from trimtab.training.metrics import read_lines
 from trimtab.training.objectives.lm import LanguageModelling
 from trimtab.training.recipe import Recipe, recipe_from_dict
 
@@ -25,8 +25,8 @@ CONFIG = {
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
     "vocab_size": VOCAB,
     "tie_word_embeddings": True,
     "rope_theta": 10_000.0,
@@ -57,12 +57,12 @@ class Steps(Source):
 
 
 def tiny_recipe(output: Path | str, **changes: Any) -> Recipe:
-    """20 steps of about 120 tokens, two micro-batches each, no checkpoint but the last."""
+    """10 steps of about 110 tokens, two micro-batches each, no checkpoint but the last."""
     settings: dict[str, Any] = {
         "output": str(output),
         "model": {"config": CONFIG},
         "mixture": [{"kind": "counting", "weight": 3}, {"kind": "counting", "weight": 1}],
-        "tokens": 2000,
+        "tokens": 1000,
         "batch_tokens": 100,
         "micro_batch_tokens": 64,
         "optimizer": {"lr": 0.01},
@@ -75,8 +75,15 @@ def tiny_recipe(output: Path | str, **changes: Any) -> Recipe:
 
 
 def tiny_model(seed: int = 0) -> Model:
-    model = random_model(config_from_dict(CONFIG), seed=seed).train()
-    return model.requires_grad_(True)
+    model = Model(config_from_dict(CONFIG)).train()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(std=0.1, generator=generator)
+            else:
+                parameter.fill_(1.0)
+    return model
 
 
 def tiny_trainer(output: Path | str, **changes: Any) -> Trainer:
@@ -86,3 +93,9 @@ def tiny_trainer(output: Path | str, **changes: Any) -> Trainer:
     other = Steps(9)
     trainer.validation = [other.next() for _ in range(8)]
     return trainer
+
+
+def losses(output: Path) -> list[tuple[int, float, float, float]]:
+    """What is the same bit for bit however often a run was interrupted: step, loss, gradient norm, rate."""
+    keys = ("step", "loss", "grad_norm", "lr")
+    return [tuple(record[k] for k in keys) for record in read_lines(output / "metrics.jsonl")]

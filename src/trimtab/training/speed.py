@@ -6,6 +6,7 @@ what activation checkpointing computes again does not count.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable
 
@@ -15,9 +16,9 @@ from torch import nn
 from trimtab.models import costs
 from trimtab.models.transformer import Model
 
-CPU_SIZE, GPU_SIZE = 1024, 8192  # of the square matrices whose product is timed
+SMALLEST, LARGEST = 256, 8192  # of the square matrices whose product is timed
+ENOUGH = 0.02  # seconds that a product has to take to be told from the clock
 REPEATS = 5
-LONGEST = 0.5  # seconds after which no further repeat begins
 
 
 def training_flops(model: Model, module: nn.Module, lengths: Iterable[int]) -> float:
@@ -34,13 +35,18 @@ def training_flops(model: Model, module: nn.Module, lengths: Iterable[int]) -> f
     return forward * (2 + trained)
 
 
+@functools.cache
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large product of `dtype` on `device` as it is now; takes below a second."""
-    n = GPU_SIZE if device.type == "cuda" else CPU_SIZE
+    """Operations a second of a large product of `dtype` on `device` when first asked."""
+    n = SMALLEST
+    while (seconds := _product_seconds(n, device, dtype)) < ENOUGH and n < LARGEST:
+        n *= 2
+    return 2 * n**3 / min(seconds, *(_product_seconds(n, device, dtype) for _ in range(REPEATS - 1)))
+
+
+def _product_seconds(n: int, device: torch.device, dtype: torch.dtype) -> float:
     a, b = (torch.ones(n, n, device=device, dtype=dtype) for _ in range(2))
-    times: list[float] = []
-    while len(times) < REPEATS and sum(times) < LONGEST:
-        start = time.perf_counter()
-        float((a @ b)[0, 0])  # reading a number waits for the device
-        times.append(time.perf_counter() - start)
-    return 2 * n**3 / min(times)
+    float((a[:8] @ b)[0, 0])  # so that nothing is set up or still running
+    start = time.perf_counter()
+    float((a @ b)[0, 0])  # reading a number waits for the device
+    return time.perf_counter() - start

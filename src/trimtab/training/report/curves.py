@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
+from typing import Literal
 
 from trimtab.pages.axes import nice_step
 
@@ -19,11 +20,15 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Values by step; `dots` marks each of them, for values that are taken seldom."""
+    """Values by step, in the page's colour number `colour`.
+
+    `look`: a `line`; `dots`, for values that are taken seldom; or `faint`, a line without a name.
+    """
 
     name: str
     points: Points
-    dots: bool = False
+    look: Literal["line", "dots", "faint"] = "line"
+    colour: int = 0
 
 
 def thinned(points: Points) -> list[tuple[float, float]]:
@@ -35,9 +40,18 @@ def thinned(points: Points) -> list[tuple[float, float]]:
     return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
 
 
+def smoothed(points: Points, keep: float = 0.95) -> list[tuple[float, float]]:
+    """Exponential means of the values so far, without a bias towards the first."""
+    found, total, weight = [], 0.0, 0.0
+    for x, y in points:
+        total, weight = keep * total + (1 - keep) * y, keep * weight + (1 - keep)
+        found.append((x, total / weight))
+    return found
+
+
 def picture(curves: Sequence[Curve], title: str, from_zero: bool = False) -> str:
     """One SVG with all `curves` that have points, their names above it; empty where there are none."""
-    drawn = [Curve(c.name, thinned(c.points), c.dots) for c in curves if c.points]
+    drawn = [replace(c, points=thinned(c.points)) for c in curves if c.points]
     if not drawn:
         return ""
     last = max(x for c in drawn for x, _ in c.points)
@@ -56,14 +70,16 @@ def picture(curves: Sequence[Curve], title: str, from_zero: bool = False) -> str
     for tick in _ticks(0, last):
         parts.append(_text(place(tick, low)[0], HEIGHT - BOTTOM + 18, _number(tick), "tick", "middle"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, "step", "axis", "middle"))
-    for i, curve in enumerate(drawn):
+    for curve in drawn:
         spots = [place(x, y) for x, y in curve.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
-        parts.append(f'<polyline class="curve c{i}" points="{path}"/>')
-        if curve.dots or len(spots) == 1:
-            parts += [f'<circle class="c{i}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in spots]
-    if len(drawn) > 1:
-        parts += _names([c.name for c in drawn])
+        faint = " faint" if curve.look == "faint" else ""
+        parts.append(f'<polyline class="curve c{curve.colour}{faint}" points="{path}"/>')
+        if curve.look == "dots" or len(spots) == 1:
+            parts += [f'<circle class="c{curve.colour}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in spots]
+    named = [c for c in drawn if c.look != "faint"]
+    if len(named) > 1:
+        parts += _key(named)
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)} by step" '
         f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
@@ -85,12 +101,12 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _names(names: Sequence[str]) -> list[str]:
-    """A key above the picture, from right to left."""
+def _key(curves: Sequence[Curve]) -> list[str]:
+    """The curves' names above the picture, set from the right."""
     parts, right = [], float(WIDTH - RIGHT)
-    for i, name in reversed(list(enumerate(names))):
-        parts.append(_text(right, TOP - 10, name, f"end c{i}", "end"))
-        right -= 7.0 * len(name) + 16
+    for curve in reversed(curves):
+        parts.append(_text(right, TOP - 10, curve.name, f"end c{curve.colour}", "end"))
+        right -= 7.0 * len(curve.name) + 16
     return parts
 
 

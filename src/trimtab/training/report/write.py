@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import functools
+import math
 import statistics
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trimtab import hardware
 from trimtab.models.transformer import Model
@@ -17,7 +19,10 @@ from trimtab.training.folder import RunFolder, write_whole
 from trimtab.training.metrics import read_lines
 from trimtab.training.progress import duration
 from trimtab.training.recipe import Recipe
-from trimtab.training.report.curves import Curve, picture
+from trimtab.training.report.curves import Curve, picture, smoothed
+
+if TYPE_CHECKING:
+    import jinja2
 
 LAST = 20  # steps whose mean is called the last loss
 
@@ -33,7 +38,7 @@ def write_report(
     records = read_lines(folder.metrics)
     machine = hardware.describe()
     page = (
-        environment("trimtab.training.report")
+        _environment()
         .get_template("run.html.j2")
         .render(
             name=folder.path.resolve().name,
@@ -56,18 +61,27 @@ def write_report(
     write_whole(folder.report, page)
 
 
+@functools.cache
+def _environment() -> jinja2.Environment:
+    return environment("trimtab.training.report")
+
+
 def pictures(records: Records) -> list[tuple[str, str]]:
     """Heading and SVG of each curve that has values."""
 
     def points(key: str) -> list[tuple[float, float]]:
         return [(r["step"], r[key]) for r in records if key in r]
 
-    loss = [Curve("training", points("loss")), Curve("validation", points("validation_loss"), dots=True)]
+    loss = [
+        Curve("each step", points("loss"), "faint"),
+        Curve("training", smoothed(points("loss"))),
+        Curve("validation", points("validation_loss"), "dots", colour=1),
+    ]
     found = [
         ("Loss, nats per token", picture(loss, "loss")),
         (
             "Validation, bits per byte",
-            picture([Curve("bits per byte", points("validation_bits_per_byte"), dots=True)], "bits per byte"),
+            picture([Curve("bits per byte", points("validation_bits_per_byte"), "dots")], "bits per byte"),
         ),
         ("Learning rate", picture([Curve("rate", points("lr"))], "learning rate", from_zero=True)),
         (
@@ -89,7 +103,6 @@ def figures(records: Records) -> list[tuple[str, str]]:
     last = records[-1]
     validated = [r for r in records if "validation_loss" in r]
     speed = statistics.median(r["tokens_per_second"] for r in records)
-    share = statistics.median(r.get("flops_share", 0.0) for r in records)
     found = [
         ("tokens seen", f"{last['tokens']:,}"),
         ("time in steps", duration(last["seconds"])),
@@ -100,11 +113,13 @@ def figures(records: Records) -> list[tuple[str, str]]:
         best = min(validated, key=lambda r: r["validation_loss"])
         found.append(("validation loss, nats per token", f"{final['validation_loss']:.4f}"))
         found.append(("lowest so far", f"{best['validation_loss']:.4f} at step {best['step']:,}"))
-        found.append(("validation perplexity", format_number(final["validation_perplexity"])))
+        found.append(("validation perplexity", format_number(math.exp(min(final["validation_loss"], 700.0)))))
         if "validation_bits_per_byte" in final:
             found.append(("validation, bits per byte", f"{final['validation_bits_per_byte']:.4f}"))
     found.append(("tokens a second, median", f"{speed:,.0f}"))
-    found.append(("of the machine's matrix products, median", f"{share:.0%}"))
+    shares = [r["flops_share"] for r in records if "flops_share" in r]
+    if shares:
+        found.append(("of the machine's fastest matrix product, median", f"{statistics.median(shares):.0%}"))
     return found
 
 
