@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import ConfigError, PlanError, did_you_mean
-from trimtab.registry import KV_CACHES, Registry
+from trimtab.registry import KV_CACHES, WEIGHTS, Registry
 from trimtab.sizes import parse_bytes
 
 if TYPE_CHECKING:
@@ -205,6 +205,7 @@ class Plan:
     `adapter`          folder of a LoRA adapter, trimtab's or PEFT's, merged into the weights; None = none.
     `dtype`            `auto` (as stored in the checkpoint), `float32`, `bfloat16` or `float16`.
     `device`           `auto`, `cpu`, `cuda` or `cuda:N`.
+    `weights`          how the model's matrices are stored: `plain`, or a method such as `int8`.
     `cache`            the KV-cache policy with its options.
     `kv_memory`        bound on KV-cache bytes; None = the engine's default bound.
     `max_batch`        requests computed together at most.
@@ -218,6 +219,7 @@ class Plan:
     adapter: str | None
     dtype: str
     device: str
+    weights: MethodChoice
     cache: MethodChoice
     kv_memory: int | None
     max_batch: int
@@ -233,6 +235,7 @@ class Plan:
         adapter: str | Path | None = None,
         dtype: str = "auto",
         device: str = "auto",
+        weights: str | Mapping[str, Any] | MethodChoice = "plain",
         cache: str | Mapping[str, Any] | Sequence[Any] | MethodChoice = "full",
         kv_memory: int | str | None = None,
         max_batch: int | str = 32,
@@ -246,6 +249,7 @@ class Plan:
             "adapter": None if _is_none(adapter) else str(adapter),
             "dtype": _dtype(dtype),
             "device": _device(device),
+            "weights": MethodChoice.parse(weights, WEIGHTS),
             "cache": MethodChoice.parse(cache, KV_CACHES),
             "kv_memory": None if _is_none(kv_memory) else parse_bytes(kv_memory, "kv_memory"),
             "max_batch": _count(max_batch, "max_batch"),
@@ -323,7 +327,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting as a plain value; `from_dict` gives the same plan back."""
-        return {**self._shallow(), "cache": self.cache.to_dict()}
+        return {**self._shallow(), "weights": self.weights.to_dict(), "cache": self.cache.to_dict()}
 
     def to_yaml(self) -> str:
         """Every setting as YAML; a file with this text gives the same plan back."""

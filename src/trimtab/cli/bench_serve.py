@@ -21,6 +21,7 @@ def run(
     model: common.ModelArgument = None,
     plan: common.PlanOption = None,
     adapter: common.AdapterOption = None,
+    weights: common.WeightsOption = None,
     cache: common.CacheOption = None,
     dtype: common.DtypeOption = None,
     device: common.DeviceOption = None,
@@ -149,6 +150,7 @@ def run(
 
     given = {
         "adapter": adapter,
+        "weights": weights,
         "cache": cache,
         "dtype": dtype,
         "device": device,

@@ -83,6 +83,15 @@ KvMemoryOption = Annotated[
         show_default=False,
     ),
 ]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="METHOD",
+        help="How matrices are stored: plain (default), or int8 (see 'trimtab methods weights').",
+        show_default=False,
+    ),
+]
 BackendOption = Annotated[
     str | None,
     typer.Option(

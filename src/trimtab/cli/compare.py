@@ -40,6 +40,7 @@ def run(
         Path | None,
         typer.Option(metavar="FOLDER", help="Write report.html and results.jsonl there.", show_default=False),
     ] = None,
+    weights: common.WeightsOption = None,
     dtype: common.DtypeOption = None,
     device: common.DeviceOption = None,
     threads: common.ThreadsOption = None,
@@ -57,6 +58,7 @@ def run(
       trimtab compare --plan full --plan best.yaml --task perplexity:text=notes.txt
     """
     settings = {
+        "weights": weights,
         "dtype": dtype,
         "device": device,
         "threads": threads,

@@ -28,6 +28,7 @@ def run(
         _option("A plan string or YAML file; repeat to serve several side by side.", "PLAN", "--plan"),
     ] = None,
     adapter: common.AdapterOption = None,
+    weights: common.WeightsOption = None,
     cache: common.CacheOption = None,
     dtype: common.DtypeOption = None,
     device: common.DeviceOption = None,

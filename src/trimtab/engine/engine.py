@@ -29,7 +29,7 @@ from trimtab.engine.setup import build_cache, choose_backend
 from trimtab.errors import ConfigError, RequestError
 from trimtab.models.detokenizer import Detokenizer
 from trimtab.plan import Plan
-from trimtab.registry import KV_CACHES
+from trimtab.registry import KV_CACHES, WEIGHTS
 
 if TYPE_CHECKING:
     from trimtab.decoding.constraints.base import Constraint
@@ -85,16 +85,18 @@ class Engine:
                 "trimtab.load(..., adapter=...)"
             )
         plan.check(model.config)
-        self.model: Model = model
         self.plan = plan
         self.threads = plan.threads or len(os.sched_getaffinity(0))
         if plan.threads:
             torch.set_num_threads(plan.threads)
         # The policy's form of the model runs; `self.model` and what was fitted for it stay the base model.
-        running = KV_CACHES.get(plan.cache.name).cls.prepare(model, plan.cache.options)
+        prepared = KV_CACHES.get(plan.cache.name).cls.prepare(model, plan.cache.options)
+        running = WEIGHTS.get(plan.weights.name).cls.convert(prepared, plan.weights.options)
+        # Of a policy without a form of its own nothing else needs the plain weights.
+        self.model: Model = running if prepared is model else model
         kernels, native = choose_backend(running, plan.backend, self.threads, wait_for_kernels)
         self.backend = "torch" if native is None else "native"
-        self.cache = build_cache(model, plan, kernels)
+        self.cache = build_cache(self.model, plan, kernels)
         # With dynamic rope scaling stored keys depend on the length of the text they were computed in.
         share = plan.prefix_caching and not model.rotary.length_dependent
         self.scheduler = Scheduler(self.cache, plan.max_batch, plan.max_step_tokens, share)

@@ -33,7 +33,7 @@ def choose_backend(
     """
     if backend == "torch":
         return TorchKernels(), None
-    from trimtab.kernels.native import Library, NativeModel, unsupported, unsupported_layers
+    from trimtab.kernels.native import Library, NativeModel, kind_of, unsupported, unsupported_layers
 
     reasons = unsupported(model.config, model.dtype, model.device)
     layer_reasons = unsupported_layers(model.config)
@@ -42,15 +42,17 @@ def choose_backend(
         layer_reasons.append("it has adapters that are not folded into its weights")
     if backend == "native" and reasons + layer_reasons:
         raise PlanError([f"backend=native: {reason}" for reason in reasons + layer_reasons])
-    dtype = str(model.dtype).removeprefix("torch.")
+    # Only whole layers read weights; attention alone needs no other kernels for int8.
+    int8 = model.weights == "int8" and not layer_reasons
+    kind = kind_of(model.dtype, int8)
     if reasons:
         log.info("running on plain torch: %s", "; ".join(reasons))
         return TorchKernels(), None
-    if backend == "auto" and not wait and not is_built(dtype):
-        build_in_background(dtype)
+    if backend == "auto" and not wait and not is_built(kind):
+        build_in_background(kind)
         return TorchKernels(), None
     try:
-        library = Library(model.dtype, threads)
+        library = Library(model.dtype, threads, int8)
     except OSError as error:
         reason = f"{error}; install a C++ compiler (g++ or clang++)"
         if backend == "native":
@@ -60,7 +62,7 @@ def choose_backend(
     if layer_reasons:
         log.info("layers run on torch, attention on the C++ kernels: %s", "; ".join(layer_reasons))
         return library, None
-    return library, NativeModel(library, model.config, dict(model.named_parameters()))
+    return library, NativeModel(library, model.config, model.state_dict())
 
 
 def build_cache(model: Model, plan: Plan, kernels: Library | TorchKernels) -> KVCache:

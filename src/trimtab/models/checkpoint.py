@@ -15,6 +15,8 @@ from trimtab.models.hub import find_folder
 from trimtab.models.tokenizer import Tokenizer
 from trimtab.models.transformer import Model
 from trimtab.models.weights import Stored, list_tensors, read_tensors, same_values
+from trimtab.plan import MethodChoice
+from trimtab.registry import WEIGHTS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Buffers that old checkpoints carry; they follow from the config.
@@ -28,6 +30,7 @@ def load(
     device: str | torch.device = "cpu",
     revision: str | None = None,
     adapter: str | Path | None = None,
+    weights: str = "plain",
 ) -> Model:
     """Load a model in Hugging Face format, in evaluation mode.
 
@@ -35,6 +38,7 @@ def load(
     with trimtab. `dtype` is float32, bfloat16 or float16; None takes the stored one, in which case (on
     the CPU) the parameters are views of the files. `revision` is a branch, tag or commit on the hub.
     `adapter` is the folder of a LoRA adapter, trimtab's or PEFT's, which is merged into the weights.
+    `weights` says how its matrices are stored, as in a plan: `plain`, or a method such as `int8`.
 
     Raises CheckpointError, naming file and tensor or key, for anything missing, broken or unsupported,
     and ConfigError for an unknown dtype or device, or an adapter that does not fit.
@@ -55,7 +59,8 @@ def load(
 
         load_adapters(model, adapter).fold()
         model.adapter = str(adapter)
-    return model
+    choice = MethodChoice.parse(weights, WEIGHTS)
+    return WEIGHTS.get(choice.name).cls.convert(model, choice.options)
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

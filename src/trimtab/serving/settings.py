@@ -21,7 +21,7 @@ from trimtab.serving import values
 from trimtab.serving.sources import Given, from_environment, from_file, from_flags
 from trimtab.sizes import parse_bytes
 
-PLAN_OPTIONS = ("model", "adapter", "cache", "dtype", "device", "threads", "kv_memory", "backend")
+PLAN_OPTIONS = ("model", "adapter", "weights", "cache", "dtype", "device", "threads", "kv_memory", "backend")
 SHARED = ("model", "adapter", "dtype", "device")  # of the one model that all plans run on
 
 

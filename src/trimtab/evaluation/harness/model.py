@@ -232,7 +232,7 @@ class TrimtabLM(TemplateLM):
         engine, stats = self.engine, self.engine.stats()
         weights = next(engine.model.parameters())
         return {
-            "model_num_parameters": sum(p.numel() for p in engine.model.parameters()),
+            "model_num_parameters": engine.model.num_parameters(),
             "model_dtype": str(weights.dtype),
             "model_revision": self.settings.revision or "",
             "trimtab_version": trimtab.__version__,
