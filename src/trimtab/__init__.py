@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trimtab.models.checkpoint import load
     from trimtab.models.transformer import Model
     from trimtab.plan import Plan
+    from trimtab.training.api import train
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ _HOME = {
     "TrimtabError": "trimtab.errors",
     "compare": "trimtab.evaluation.runner",
     "load": "trimtab.models.checkpoint",
+    "train": "trimtab.training.api",
 }
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "__version__",
     "compare",
     "load",
+    "train",
 ]
 
 

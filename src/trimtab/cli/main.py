@@ -30,6 +30,7 @@ COMMANDS = (
     "info",
     "inspect",
     "attach",
+    "train",
     "doctor",
 )
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

@@ -93,12 +93,13 @@ class Recipe:
     batch_tokens: tokens of one optimiser step (at least; segments are not cut to fit).
     micro_batch_tokens: tokens that go through the model at a time.
     window: longest segment of plain text, in tokens; default: the model's context.
+    lora: settings of a LoRA attachment (`rank`, `alpha`, `targets`, ...) to train instead of the model.
     cache: where tokenized files are kept; default: the user's cache folder.
     device: where to train; `auto` is a GPU where there is one.
     precision: `bfloat16` multiplies matrices in that type (autocast); weights stay float32.
     activation_checkpointing: keep only what enters each layer for the backward pass; the rest is recomputed.
     compile: run the row-wise parts of the layers through torch.compile.
-    ema: decay of a running average of the weights, which is then what is validated and saved; none = no average.
+    ema: decay of a running average of the weights, which is then validated and saved; none = no average.
     log_seconds: time between two lines of progress where the output is no terminal.
     tensorboard: also write the metrics for TensorBoard, to `tensorboard/` in the output.
     """
@@ -111,6 +112,7 @@ class Recipe:
     micro_batch_tokens: int = 4_096
     window: int | None = None
     cache: str | None = None
+    lora: Mapping[str, Any] | None = None
     objective: Mapping[str, Any] = field(default_factory=lambda: {"name": "lm"})
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     schedule: Schedule = field(default_factory=Schedule)
@@ -135,7 +137,7 @@ class Recipe:
             if getattr(self, name) < 1:
                 raise ConfigError(f"'{name}' of {self.where} is {getattr(self, name)}; it must be at least 1")
         if self.ema is not None and not 0 < self.ema < 1:
-            raise ConfigError(f"'ema' of {self.where} is {self.ema}; it must lie between 0 and 1, such as 0.999")
+            raise ConfigError(f"'ema' of {self.where} is {self.ema}; it must lie between 0 and 1")
 
     @property
     def steps(self) -> int:
@@ -180,11 +182,19 @@ def _expand(value: Any, where: str) -> Any:
         return [_expand(item, where) for item in value]
     if not isinstance(value, str):
         return value
-    expanded = os.path.expandvars(value)
+    expanded = re.sub(r"\$\{?([A-Z_][A-Z0-9_]*)\}?", _variable, value)
     missing = re.search(r"\$\{?([A-Z_][A-Z0-9_]*)", expanded)
     if missing:
         raise ConfigError(f"{where} needs the environment variable {missing[1]}, which is not set")
     return expanded
+
+
+def _variable(match: re.Match[str]) -> str:
+    """An environment variable's value; a path is made absolute, for the recipe may lie elsewhere."""
+    value = os.environ.get(match[1])
+    if value is None:
+        return match[0]
+    return str(Path(value).absolute()) if Path(value).exists() else value
 
 
 def recipe_from_dict(raw: Mapping[str, Any], where: str = "the recipe", folder: Path = Path()) -> Recipe:
@@ -201,7 +211,7 @@ def recipe_from_dict(raw: Mapping[str, Any], where: str = "the recipe", folder: 
             values[key] = build_dataclass(cls, values[key], where=f"{key!r} in {where}")
     plain = {k: v for k, v in values.items() if k not in _NESTED}
     hints = typing.get_type_hints(Recipe)
-    for name in ("mixture", "objective", "validation"):
+    for name in ("mixture", "objective", "validation", "lora"):
         if name in plain and not isinstance(plain[name], (list, Mapping)):
             raise ConfigError(f"{name!r} in {where} is {plain[name]!r}; allowed: {hints[name]}")
     nested = {k: values[k] for k in _NESTED if k in values}

@@ -1,0 +1,78 @@
+"""Recipes: what they say is checked, and what they leave out is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trimtab.errors import ConfigError
+from trimtab.training.recipe import read_recipe, recipe_from_dict
+from trimtab.training.schedule import Schedule
+
+PLAIN = {"output": "out", "model": {"source": "shipped"}, "mixture": [{"kind": "documents"}], "tokens": 1000}
+
+
+def test_changes_go_over_the_file_and_numbers_may_be_written_short(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("output: out\nmodel: {source: shipped}\nmixture: [{kind: documents}]\ntokens: 1_000_000\n"
+                    "optimizer: {name: adamw, lr: 2e-3}\n")  # fmt: skip
+    recipe = read_recipe(file, {"optimizer.lr": 1e-4, "schedule.warmup": 5})
+    assert recipe.tokens == 1_000_000
+    assert (recipe.optimizer.name, recipe.optimizer.lr) == ("adamw", 1e-4)
+    assert recipe.schedule == Schedule(warmup=5)
+    assert recipe.folder == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"tokns": 5}, "unknown setting 'tokns'.*'tokens'"),
+        ({"optimizer": {"lrr": 1}}, "unknown option 'lrr' of 'optimizer'.*'lr'"),
+        ({"optimizer": {"name": "sgd"}}, "'sgd'.*muon, adamw"),
+        ({"model": {}}, "either 'source' or 'config'"),
+        ({"model": "shipped"}, "'model'.*must be a mapping"),
+        ({"mixture": "books"}, "'mixture'.*'books'"),
+        ({"schedule": {"final": 2}}, "'final'.*2"),
+        ({"tokens": "many"}, "'tokens'.*'many'.*whole number"),
+        ({"tokens": 0}, "'tokens'.*0.*at least 1"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(changes, named):
+    with pytest.raises(ConfigError, match=named):
+        recipe_from_dict(PLAIN | changes)
+
+
+def test_a_setting_that_is_needed_is_asked_for():
+    with pytest.raises(ConfigError, match="needs the option 'tokens'"):
+        recipe_from_dict({k: v for k, v in PLAIN.items() if k != "tokens"})
+
+
+def test_environment_variables_stand_for_their_values(tmp_path, monkeypatch):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("output: $RUNS/a\nmodel: {source: shipped}\nmixture: [{kind: documents, paths: [$TEXTS/*.txt]}]\n"
+                    "tokens: 1\n")  # fmt: skip
+    monkeypatch.setenv("RUNS", "somewhere")
+    with pytest.raises(ConfigError, match="environment variable TEXTS"):
+        read_recipe(file)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    monkeypatch.setenv("TEXTS", "texts")
+    recipe = read_recipe(file)
+    assert recipe.output == "somewhere/a"
+    # A path that is there is found from wherever the recipe lies.
+    assert recipe.mixture[0]["paths"] == [f"{tmp_path / 'texts'}/*.txt"]
+
+
+@pytest.mark.parametrize("text", ["- a list", "a: [", ""])
+def test_a_file_that_is_no_recipe_is_told_in_one_line(tmp_path, text):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="recipe.yaml") as caught:
+        read_recipe(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(ConfigError, match="no recipe at nowhere.yaml"):
+        read_recipe(Path("nowhere.yaml"))
