@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from training.tiny import CONFIG, Steps, tiny_recipe
+from trimtab.decoding.sampling_params import SamplingParams
+from trimtab.engine.engine import Engine
 from trimtab.models.config import config_from_dict
 from trimtab.models.shapes import random_model
+from trimtab.models.transformer import Model
 from trimtab.training.data.mixture import Mixture
 from trimtab.training.loop import Trainer
 from trimtab.training.objectives.lm import LanguageModelling
@@ -18,7 +21,12 @@ HALF, ALL = 5, 10  # steps
 
 # Of these a step has up to a dozen texts in several micro-batches; of `FEW` one or two, so that a process may
 # have none. Three layers and odd sizes, so that nothing divides evenly.
-MANY: dict[str, Any] = {"batch_tokens": 100, "ema": 0.9, "optimizer": {"lr": 0.01, "name": "muon"}}
+MANY: dict[str, Any] = {
+    "batch_tokens": 100,
+    "ema": 0.9,
+    "optimizer": {"lr": 0.01, "name": "muon"},
+    "samples": {"prompts": ["3 4 5", "60 61"], "every": 2, "max_tokens": 6},
+}
 FEW: dict[str, Any] = {
     "batch_tokens": 10,
     "activation_checkpointing": True,
@@ -40,8 +48,17 @@ def run(output: Path, steps: int, settings: dict[str, Any], tied: bool = True) -
     trainer = Trainer(recipe, model, Mixture([Steps(0), Steps(1)], [3, 1]), LanguageModelling())
     held_out = Steps(9)
     trainer.validation = [held_out.next() for _ in range(7)]
+    trainer.generate = count_on
     trainer.start(resume=True)
     trainer.train()
+
+
+def count_on(model: Model, prompts: list[str]) -> list[str]:
+    """What the engine makes of prompts that are written as numbers of tokens: a tiny model has no tokenizer."""
+    tokens = [[int(word) for word in prompt.split()] for prompt in prompts]
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+    outputs = Engine(model, backend="torch").generate(tokens, params)
+    return [" ".join(map(str, output.token_ids)) for output in outputs]
 
 
 def main() -> None:

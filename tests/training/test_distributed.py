@@ -96,3 +96,10 @@ def test_several_processes_save_the_whole_model(folder: Path) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_several_processes_write_the_same_samples(folder: Path) -> None:
+    expected, found = (read_lines(folder / name / "samples.jsonl") for name in ("one", "several"))
+    assert [line["step"] for line in found] == [2, 4, 5, 6, 8, 10]
+    assert found == expected
