@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from training.tiny import CONFIG
 
+from training.tiny import CONFIG
 from trimtab.errors import ConfigError
 from trimtab.models.config import config_from_dict
 from trimtab.models.shapes import random_model
@@ -39,5 +39,5 @@ def test_new_parts_get_a_gradient_after_one_step():
 
 
 def test_a_model_does_not_shrink():
-    with pytest.raises(ConfigError, match="2 layers and 64 .*cannot grow to 1 and 64"):
+    with pytest.raises(ConfigError, match=r"2 layers and 64 .*cannot grow to 1 and 64"):
         grow(random_model(config_from_dict(CONFIG)), layers=1)

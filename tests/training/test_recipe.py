@@ -50,8 +50,8 @@ def test_a_setting_that_is_needed_is_asked_for():
 
 def test_environment_variables_stand_for_their_values(tmp_path, monkeypatch):
     file = tmp_path / "recipe.yaml"
-    file.write_text("output: $RUNS/a\nmodel: {source: shipped}\nmixture: [{kind: documents, paths: [$TEXTS/*.txt]}]\n"
-                    "tokens: 1\n")  # fmt: skip
+    file.write_text("output: $RUNS/a\nmodel: {source: shipped}\ntokens: 1\n"
+                    "mixture: [{kind: documents, paths: [$TEXTS/*.txt]}]\n")  # fmt: skip
     monkeypatch.setenv("RUNS", "somewhere")
     with pytest.raises(ConfigError, match="environment variable TEXTS"):
         read_recipe(file)
@@ -68,11 +68,11 @@ def test_environment_variables_stand_for_their_values(tmp_path, monkeypatch):
 def test_a_file_that_is_no_recipe_is_told_in_one_line(tmp_path, text):
     file = tmp_path / "recipe.yaml"
     file.write_text(text)
-    with pytest.raises(ConfigError, match="recipe.yaml") as caught:
+    with pytest.raises(ConfigError, match=r"recipe\.yaml") as caught:
         read_recipe(file)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_named():
-    with pytest.raises(ConfigError, match="no recipe at nowhere.yaml"):
+    with pytest.raises(ConfigError, match=r"no recipe at nowhere\.yaml"):
         read_recipe(Path("nowhere.yaml"))

@@ -43,7 +43,8 @@ def place(tmp_path_factory):
     for name in ("train", "valid"):
         rows = [{"text": f"{word} number {i}", "label": word} for i in range(8) for word in ("good", "bad")]
         (labelled / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model = initial_model(config_from_dict(CONFIG | {"vocab_size": 4096, "max_position_embeddings": 2048}), seed=0)
+    changes = {"vocab_size": 4096, "max_position_embeddings": 2048}
+    model = initial_model(config_from_dict(CONFIG | changes), seed=0)
     model.path = trimtab.load().path
     save(model, folder / "small")
     return folder
@@ -58,9 +59,10 @@ def test_no_recipe_is_left_out():
 )
 def test_a_recipe_runs_in_miniature(place, monkeypatch, name):
     monkeypatch.chdir(place)
-    for variable, folder in (("BOOKS", "books"), ("TEXT", "text"), ("LABELLED", "labelled"), ("BASE", "small"),
-                             ("DRAFT", "small"), ("XDG_CACHE_HOME", "cache")):  # fmt: skip
-        monkeypatch.setenv(variable, str(place / folder))
+    for variable in ("BOOKS", "TEXT", "LABELLED", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(variable, str(place / variable.lower()))
+    monkeypatch.setenv("BASE", str(place / "small"))
+    monkeypatch.setenv("DRAFT", str(place / "small"))
     file = RECIPES / f"{name}.yaml"
     raw = yaml.safe_load(file.read_text())
     changes = {"tokens": 600, "batch_tokens": 300, "log_seconds": 1000}

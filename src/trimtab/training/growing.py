@@ -29,8 +29,8 @@ def grow(model: Model, layers: int | None = None, intermediate: int | None = Non
     layers, intermediate = layers or old.num_layers, intermediate or old.intermediate_size
     if layers < old.num_layers or intermediate < old.intermediate_size or old.moe is not None:
         raise ConfigError(
-            f"a model of {old.num_layers} layers and {old.intermediate_size} feed-forward units cannot grow to "
-            f"{layers} and {intermediate}; growing needs larger sizes and a model without experts"
+            f"a model of {old.num_layers} layers and {old.intermediate_size} feed-forward units cannot grow "
+            f"to {layers} and {intermediate}; growing needs larger sizes and a model without experts"
         )
     changes: dict[str, Any] = {"num_hidden_layers": layers, "intermediate_size": intermediate}
     config = config_from_dict(dict(old.raw) | changes)

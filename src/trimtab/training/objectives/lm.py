@@ -37,8 +37,8 @@ class LMOptions:
     options=LMOptions,
     card=Card(
         title="Language modelling",
-        idea="The negative log-likelihood of each trained token. Pretraining trains on all tokens, supervised "
-        "fine-tuning on those of answers: the data says which.",
+        idea="The negative log-likelihood of each trained token. Pretraining trains on all tokens, "
+        "supervised fine-tuning on those of answers: the data says which.",
         exactness="Exact: every trained token of an optimiser step weighs the same, whatever the packing, "
         "accumulation or number of processes. The head's logits are formed a few rows at a time.",
         cost="One forward and one backward pass.",
