@@ -1,0 +1,1 @@
+"""Tokenizers: training one on texts, and giving a model another one."""
