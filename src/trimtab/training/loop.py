@@ -277,3 +277,4 @@ class Trainer:
             self.export(self.model, self.folder.model)
         else:
             save(self.model.to(getattr(torch, self.recipe.save_dtype)), self.folder.model, overwrite=True)
+        self.objective.save_extra(self.folder.model, self.model)

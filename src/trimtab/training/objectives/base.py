@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ class Objective(ABC):
     def extra_modules(self, model: Model) -> nn.Module | None:
         """Parameters beside the model's that are trained with it (a class head), or None."""
         return None
+
+    def save_extra(self, folder: Path, model: Model) -> None:
+        """Write those parameters into the folder of the trained `model`, as it was saved there."""
 
     @abstractmethod
     def units(self, batch: Batch) -> int:
