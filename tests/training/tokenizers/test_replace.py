@@ -117,6 +117,7 @@ def test_the_saved_model_is_consistent(other, tmp_path):
 
 
 def test_a_sentence_piece_tokenizer_is_replaced_by_text_too(other, tmp_path):
+    (tmp_path / "old").mkdir()
     old = Tokenizer.from_folder(write("llama2", tmp_path / "old"))
     model = small_model(old)
     made = replace_tokenizer(model, other)

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from trimtab.errors import ConfigError
 
 _BLOCK = 1 << 20  # bytes
-_COMPRESSED_BLOCK = 1 << 16  # bytes; smaller, for it may grow by much
+_COMPRESSED_BLOCK = 1 << 14  # bytes; smaller, for it grows
 
 
 def read_blocks(path: Path) -> Iterator[bytes]:

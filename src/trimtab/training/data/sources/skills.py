@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from trimtab.training.data.token_store import TokenStore
 
 _LEAD = 1_000  # characters beyond an excerpt, in which `Passages` looks for the start of a sentence
 _DRAWS = 1_000
+_WITHIN_WORD = re.compile(r"^\S*\s*")
 
 
 class StoreTexts:
@@ -42,6 +44,14 @@ class StoreTexts:
 
     def excerpt(self, rng: random.Random, characters: int) -> str:
         """At most `characters` characters of one document, whole sentences where there are any."""
+        for _ in range(_DRAWS):
+            text = self._passage(rng, characters)
+            if text.strip():
+                return Passages(text).excerpt(rng, characters)
+        raise ConfigError(f"{self.store.folder} holds hardly any text for exercises; give it prose")
+
+    def _passage(self, rng: random.Random, characters: int) -> str:
+        """Text from the start of a word on, long enough for an excerpt if its document is."""
         at = rng.randrange(len(self.store.tokens))
         document = int(self.store.ends.searchsorted(at, side="right"))
         begin = int(self.store.ends[document - 1]) if document else 0
@@ -50,9 +60,7 @@ class StoreTexts:
         need = int(1.2 * (characters + _LEAD) / self._characters)
         start = max(begin, min(at, end - need))
         text = self._text(self.store.tokens[start : min(start + need, end)])
-        if start > begin:
-            text = text.split(maxsplit=1)[-1]  # it may begin within a word
-        return Passages(text).excerpt(rng, characters) if text.strip() else self.excerpt(rng, characters)
+        return text if start == begin else _WITHIN_WORD.sub("", text)
 
     def _text(self, tokens: np.ndarray) -> str:
         return b"".join(map(self._bytes.__getitem__, tokens.tolist())).decode("utf-8", errors="ignore")
