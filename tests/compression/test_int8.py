@@ -158,11 +158,13 @@ def scores(model: Model, pairs: list[tuple[list[int], list[int]]], **options: An
     return [s.logprobs for s in engine.score(pairs)]
 
 
-def test_neighbours_chunks_and_threads_change_no_bit(small: Model) -> None:
-    native_kernels(int8=True)
-    alone = [results(small, [p], backend="native")[0] for p in prompts()]
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_neighbours_chunks_and_threads_change_no_bit(small: Model, dtype: str) -> None:
+    native_kernels(getattr(torch, dtype), int8=True)
+    model = random_model(small.config, dtype, seed=3)
+    alone = [results(model, [p], backend="native")[0] for p in prompts()]
     for options in ({}, {"max_step_tokens": 19}, {"threads": 3}, {"cache": "full:hydragen=false"}):
-        assert results(small, prompts(), backend="native", **options) == alone
+        assert results(model, prompts(), backend="native", **options) == alone
 
 
 @pytest.mark.parametrize("cache", ["full", "kivi:group_size=16,residual=32,bits=4", FOLDED])
