@@ -33,7 +33,7 @@ $(VENV)/.test: $(VENV)/.runtime
 	@touch $@
 
 $(VENV)/.slow: $(VENV)/.test
-	@$(PIP) install -c constraints.txt -e '.[browser,lm-eval]'
+	@$(PIP) install -c constraints.txt -e '.[browser,lm-eval,oracles,parquet,tensorboard]'
 	@$(BIN)/python -m trimtab.evaluation.harness.hook install
 	@touch $@
 
@@ -42,7 +42,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.runtime
-	@$(PIP) install -c constraints.txt -e '.[bench]'
+	@$(PIP) install -c constraints.txt -e '.[bench,oracles]'
 	@$(PIP) install -c constraints.txt -e '.[llama]' || \
 		echo "llama.cpp could not be built here; its rows are left out" >&2
 	@touch $@
