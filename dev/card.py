@@ -57,7 +57,7 @@ def figure_rows(figures: dict[str, Any]) -> str:
         )
     ]
     for length, figure in figures["passkeys"].items():
-        rows.append((f"passkey: a number in {length} tokens of prose", _share(figure)))
+        rows.append((f"passkey in {length} tokens of prose", _share(figure)))
     for name, figure in figures["skills"].items():
         if name != "passkey":  # told by length above
             rows.append((f"{name}: {SKILLS[name].title}", _share(figure)))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import trimtab
 from trimtab import Engine
 from trimtab.models.shapes import random_model, shape
 from trimtab.plan import Plan
@@ -55,8 +56,9 @@ def test_kvcache(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     policies = table["policies"]
     assert "unknown cache method 'nosuch'" in policies["nosuch"]["why"]
     full = policies["full"]["speeds"]["2"]
-    # Whole pages of 16 tokens, 6 layers, keys and values of 2 heads of 64 numbers of 4 bytes.
-    assert full["held"] == full["analytic"] == -(-full["tokens"] // 16) * 16 * 6 * 2 * 2 * 64 * 4
+    # Whole pages of 16 tokens.
+    row = trimtab.load(dtype="float32").kv_bytes_per_token()
+    assert full["held"] == full["analytic"] == -(-full["tokens"] // 16) * 16 * row
     assert full["of_full"] == {"median": 1.0, "min": 1.0, "max": 1.0}
     packed = policies["kivi:bits=4,residual=32"]
     assert packed["speeds"]["2"]["bits"] < 17 and packed["why"] is None
@@ -79,7 +81,8 @@ def test_hydragen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     assert one["alone"]["kv_read_per_step"] - one["shared"]["kv_read_per_step"] == 512 * token
     assert one["shared"]["kv_held"] == one["alone"]["kv_held"] < one["own copies"]["kv_held"]
     [attention] = record["attention"]
-    assert attention["kv_read_alone"] - attention["kv_read_shared"] == 512 * 6 * 2 * 2 * 64 * 4
+    row = trimtab.load(dtype="float32").kv_bytes_per_token()
+    assert attention["kv_read_alone"] - attention["kv_read_shared"] == 512 * row
 
 
 def test_kvpress_is_not_needed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,8 @@ from trimtab.errors import ConfigError
 from trimtab.evaluation.statistics import median, quantile
 from trimtab.evaluation.tasks.base import TaskContext
 from trimtab.evaluation.tasks.speed import Speed, SpeedOptions, bandwidth_metrics
+from trimtab.models.config import config_from_folder
+from trimtab.models.hub import find_folder
 
 OPTIONS = {"prompt": 40, "tokens": 6, "concurrency": (2, 4), "rounds": 3}
 
@@ -69,9 +71,7 @@ def test_prefix_hits_are_confessed():
 
 
 def priced(device="cpu", dtype=torch.bfloat16):
-    from trimtab.models.config import config_from_folder
     from trimtab.models.costs import matmul_bytes
-    from trimtab.models.hub import find_folder
 
     weight = SimpleNamespace(element_size=lambda: dtype.itemsize, device=torch.device(device))
     config = config_from_folder(find_folder(None))
@@ -92,7 +92,10 @@ def test_bandwidth_is_bytes_per_token_over_time_and_its_share_of_the_ceiling(mon
 
     monkeypatch.setattr(hardware, "read_bandwidth", ceiling)
     metrics = bandwidth_metrics(priced(), 0.002, [1_000_000, 1_000_000])
-    matmul_bytes = 2 * (4096 * 256 + 6 * (256 * 64 * (2 * 4 + 2 * 2) + 3 * 256 * 688))
+    c = config_from_folder(find_folder(None))
+    attention = c.hidden_size * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
+    layer = attention + 3 * c.hidden_size * c.intermediate_size
+    matmul_bytes = 2 * (c.vocab_size * c.hidden_size + c.num_layers * layer)
     assert metrics["step_bytes"].value == matmul_bytes + 1_000_000
     assert asked == [(1, matmul_bytes + 1_000_000)]
     assert metrics["bandwidth"].value == pytest.approx(metrics["step_bytes"].value / 0.002 / 1e9)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import trimtab
 from models.tiny_models import CASES, make, oracle, texts
 from trimtab.errors import CheckpointError, ConfigError
+from trimtab.models.hub import find_folder
 from trimtab.models.save import save
 from trimtab.models.shapes import random_model, shape
 
@@ -64,7 +65,10 @@ def test_loaded_model(llama: Path) -> None:
 
 def test_the_shipped_model_is_the_default() -> None:
     model = trimtab.load()
-    assert model.dtype == torch.bfloat16 and model.num_parameters() == 5_401_856
+    assert model.path == find_folder("tiny")
+    stored = load_file(model.path / "model.safetensors")
+    assert model.dtype == torch.bfloat16
+    assert model.num_parameters() == sum(tensor.numel() for tensor in stored.values())
     assert model.tokenizer is not None and model.tokenizer.available
     assert model.config.eos_token_ids == (2, 6)
 

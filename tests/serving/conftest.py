@@ -11,16 +11,19 @@ import trimtab
 from serving.server import Server
 from trimtab import Engine
 
+TOKENS = 8192  # that a cache has room for: four texts of a full context
+
 
 @pytest.fixture(scope="session")
 def served_engine() -> Engine:
-    return Engine(trimtab.load(), kv_memory="24MiB", threads=1)
+    model = trimtab.load()
+    return Engine(model, kv_memory=TOKENS * model.kv_bytes_per_token(), threads=1)
 
 
 @pytest.fixture(scope="session")
 def reference(served_engine: Engine) -> Engine:
     """Has the same weights, and no memory of what was served."""
-    return Engine(served_engine.model, kv_memory="24MiB", threads=1)
+    return Engine(served_engine.model, kv_memory=served_engine.plan.kv_memory, threads=1)
 
 
 @pytest.fixture(scope="session")
