@@ -201,7 +201,7 @@ def _quote(text: str, separators: str) -> str:
 class Plan:
     """A model, one choice per seam, and the engine's bounds.
 
-    `model`            folder or hub id; None = the small model that ships with the package.
+    `model`            folder, hub id or name of a shipped model; None = the shipped model `tiny`.
     `adapter`          folder of a LoRA adapter, trimtab's or PEFT's, merged into the weights; None = none.
     `dtype`            `auto` (as stored in the checkpoint), `float32`, `bfloat16` or `float16`.
     `device`           `auto`, `cpu`, `cuda` or `cuda:N`.

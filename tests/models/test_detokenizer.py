@@ -1,7 +1,5 @@
 """Streaming text: its pieces joined are the decoded whole, and no piece ends in half a character."""
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,9 +8,8 @@ from tokenizers import decoders
 from models.tokenizer_zoo import KINDS, TEXTS, with_decoder
 from trimtab.errors import RequestError
 from trimtab.models.detokenizer import Detokenizer, _table, _WindowStream
+from trimtab.models.hub import find_folder
 from trimtab.models.tokenizer import Tokenizer
-
-SHIPPED = Path(__file__).parents[2] / "../shared/models/base"
 
 OTHER_DECODERS = {
     "metaspace": lambda: with_decoder(decoders.Metaspace()),
@@ -137,9 +134,7 @@ def test_no_tokenizer():
 
 @pytest.fixture(scope="module")
 def shipped():
-    if not SHIPPED.is_dir():
-        pytest.skip("the small base model is not beside the repository")
-    return Tokenizer.from_folder(SHIPPED)
+    return Tokenizer.from_folder(find_folder(None))
 
 
 @settings(max_examples=300, deadline=None)

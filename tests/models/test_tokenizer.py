@@ -11,9 +11,10 @@ import pytest
 
 from models.tokenizer_zoo import KINDS, TEXTS, write
 from trimtab.errors import CheckpointError, RequestError
+from trimtab.models.hub import find_folder
 from trimtab.models.tokenizer import Tokenizer
 
-SHIPPED = Path(__file__).parents[2] / "../shared/models/base"
+SHIPPED = find_folder(None)
 
 
 def auto_tokenizer(folder: Path):
@@ -57,7 +58,6 @@ def test_special_tokens_equal_transformers(pair):
     assert set(theirs.all_special_ids) <= ours.special_ids
 
 
-@pytest.mark.skipif(not SHIPPED.is_dir(), reason="the small base model is not beside the repository")
 def test_shipped_model():
     ours, theirs = Tokenizer.from_folder(SHIPPED), auto_tokenizer(SHIPPED)
     for text in TEXTS:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 ModelArgument = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="Folder or hub id. Default: the shipped model.", show_default=False),
+    typer.Argument(
+        metavar="MODEL", help="Folder, hub id, or a shipped model's name. Default: tiny.", show_default=False
+    ),
 ]
 PlanOption = Annotated[
     str | None,

@@ -23,7 +23,9 @@ def run(
     first: Annotated[
         str | None,
         typer.Argument(
-            metavar="MODEL", help="Folder or hub id. Default: the shipped model.", show_default=False
+            metavar="MODEL",
+            help="Folder, hub id, or a shipped model's name. Default: tiny.",
+            show_default=False,
         ),
     ] = None,
     second: Annotated[

@@ -102,8 +102,8 @@ def options(
 ) -> None:
     """Bolt small parts onto a language model you already have, and measure what each one costs.
 
-    Where a command takes MODEL, it is a folder or a Hugging Face hub id; without one, the small model
-    that ships with trimtab is used.
+    Where a command takes MODEL, it is a folder, a Hugging Face hub id, or the name of a small model that
+    ships with trimtab; without one, tiny is used.
     """
 
 

@@ -60,7 +60,7 @@ class Engine:
     """Runs one model under one plan.
 
     Args:
-        model: a loaded model, a folder or hub id, or None for the shipped one.
+        model: a loaded model, what names one (folder, hub id, shipped model), or None for the shipped `tiny`.
         options: the settings of `Plan` (cache, kv_memory, max_batch, max_step_tokens, prefix_caching,
             backend, threads). `kv_memory` None: what `max_batch` full contexts need, but at most a quarter of
             the free memory.

@@ -34,9 +34,10 @@ def load(
 ) -> Model:
     """Load a model in Hugging Face format, in evaluation mode.
 
-    `path_or_id` is a folder, a hub id such as `Qwen/Qwen3-0.6B`, or None for the small model that ships
-    with trimtab. `dtype` is float32, bfloat16 or float16; None takes the stored one, in which case (on
-    the CPU) the parameters are views of the files. `revision` is a branch, tag or commit on the hub.
+    `path_or_id` is a folder, a hub id such as `Qwen/Qwen3-0.6B`, or the name of a small model that ships
+    with trimtab; None is the default one, `tiny`. `dtype` is float32, bfloat16 or float16; None takes the
+    stored one, in which case (on the CPU) the parameters are views of the files. `revision` is a branch, tag
+    or commit on the hub.
     `adapter` is the folder of a LoRA adapter, trimtab's or PEFT's, which is merged into the weights.
     `weights` says how its matrices are stored, as in a plan: `plain`, or a method such as `int8`.
 
