@@ -1,4 +1,5 @@
 import gzip
+import sys
 
 import pytest
 
@@ -100,3 +101,13 @@ def test_another_encoding_is_named_by_line_and_byte_and_can_be_set(tmp_path):
     assert [r.values["text"] for r in iterate_records(path, encoding="utf-16")] == ["你好"]
     with pytest.raises(ConfigError, match="'encoding' is 'latin-one'"):
         list(iterate_records(path, encoding="latin-one"))
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("a.parquet", "pyarrow"), ("a.arrow", "pyarrow"), ("a.jsonl.zst", "zstandard")]
+)
+def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, name, package):
+    (tmp_path / name).write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=rf"reading .*{name} needs the package {package}: pip install"):
+        list(read_records(tmp_path / name))

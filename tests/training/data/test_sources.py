@@ -9,6 +9,7 @@ from training.data.small import CHAT, TEXTS, tokenizer, write_lines
 from trimtab.errors import ConfigError
 from trimtab.training.data.mixture import Mixture
 from trimtab.training.data.segments import all_trained
+from trimtab.training.data.sources import skills as skills_source
 from trimtab.training.data.sources.build import (
     SourceContext,
     build_mixture,
@@ -173,7 +174,7 @@ def _fields(context):
     return {name: getattr(context, name) for name in SourceContext.__slots__}
 
 
-def test_exercises_are_conversations_and_those_for_validation_are_held_out(context):
+def test_exercises_are_conversations_and_those_for_validation_are_held_out(context, monkeypatch):
     write_lines(context.folder / "prose.jsonl", [{"text": "It was 9 o'clock. The fox slept. " * 150}] * 3)
     skills = {"passkey": 1, "json": 1, "arithmetic": 1}
     spec = {"kind": "skills", "texts": ["prose.jsonl"], "skills": skills, "max_tokens": 700}
@@ -194,6 +195,7 @@ def test_exercises_are_conversations_and_those_for_validation_are_held_out(conte
     # Prose of long exercises is learnt, questions of short ones are not.
     long = build_source(spec | {"skills": {"passkey": 1}}, context).next()
     assert long.trained.all() and not trained.next().trained.all()
+    monkeypatch.setattr(skills_source, "_DRAWS", 3)
     with pytest.raises(ConfigError, match="in a row have more than 12 tokens"):
         build_source(spec | {"max_tokens": 12}, context).next()
 

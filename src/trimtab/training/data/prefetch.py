@@ -30,6 +30,7 @@ class Prefetched:
 
     def next_batch(self) -> tuple[list[Segment], dict[str, Any]]:
         """Segments, and the state of the source after them. Raises what the source raised."""
+        assert not self._stop.is_set(), "closed"
         if self._failure is not None:
             raise self._failure
         if self._thread is None:
