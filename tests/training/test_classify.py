@@ -16,7 +16,7 @@ from training.tiny import CONFIG, tiny_recipe
 from trimtab.errors import ConfigError, RequestError
 from trimtab.models.config import config_from_dict
 from trimtab.models.hub import find_folder
-from trimtab.models.lora import add_lora
+from trimtab.models.lora import add_lora, load_adapters
 from trimtab.models.shapes import random_model
 from trimtab.models.tokenizer import Tokenizer
 from trimtab.models.transformer import Model
@@ -25,6 +25,7 @@ from trimtab.training.classifier import FACTS, TENSORS, Classifier, classify, po
 from trimtab.training.data.batch import pack
 from trimtab.training.data.segments import Segment
 from trimtab.training.data.sources.base import Source
+from trimtab.training.initial import initial_model
 from trimtab.training.loop import Trainer
 from trimtab.training.objectives.classify import Classify, ClassifyOptions
 
@@ -240,3 +241,40 @@ def test_pooling_takes_each_text_by_itself() -> None:
     assert pool(states, (2, 1), "last").tolist() == [[3, 1], [2, 2]]
     assert pool(states, (2, 1), "mean").tolist() == [[2, 3], [2, 2]]
     assert pool(states, (2, 1), "max").tolist() == [[3, 5], [2, 2]]
+
+
+@pytest.mark.slow
+def test_a_recipe_trains_an_adapter_and_a_head(tmp_path: Path) -> None:
+    """From lines of JSON to answers: the adapter, the merged model and the head all belong together."""
+    tokenizer = find_folder(None)
+    vocab = json.loads((tokenizer / "config.json").read_text())["vocab_size"]
+    rng = np.random.default_rng(0)
+    words = ["the", "book", "was", "very", "long", "and", "I", "read", "it", "all"]
+
+    def sentence(label: int) -> str:
+        chosen = list(rng.choice(words, 6))
+        return " ".join([*chosen[:4], ("awful", "splendid")[label], *chosen[4:]])
+
+    rows = [{"text": sentence(i % 2), "label": ("no", "yes")[i % 2]} for i in range(400)]
+    (tmp_path / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {
+        "output": str(tmp_path / "run"),
+        "model": {"config": CONFIG | {"vocab_size": vocab}, "tokenizer": str(tokenizer)},
+        "lora": {"rank": 8, "targets": "all-linear"},
+        "objective": {"name": "classify", "labels": ["no", "yes"], "pooling": "mean", "causal": False},
+        "mixture": [
+            {"kind": "labelled", "paths": [str(tmp_path / "reviews.jsonl")], "labels": ["no", "yes"]}
+        ],
+        "cache": str(tmp_path / "cache"),
+        "tokens": 40_000,
+        "batch_tokens": 1000,
+        "optimizer": {"name": "adamw", "lr": 1e-2, "weight_decay": 0.0},
+    }
+    trained = trimtab.train(recipe)
+    model = trimtab.load(trained.model)
+    head = Classifier.load(trained.model, model)
+    found = [one.label for one in classify(model, head, [sentence(i % 2) for i in range(100)])]
+    assert sum(label == ("no", "yes")[i % 2] for i, label in enumerate(found)) >= 98
+    base = initial_model(config_from_dict(CONFIG | {"vocab_size": vocab}), seed=0)
+    load_adapters(base, trained.output / "adapter").fold()
+    Classifier.load(trained.model, base)  # the same model by its fingerprint
