@@ -9,7 +9,8 @@ from trimtab.training.distributed.sharded import cut
 from trimtab.training.optimizers.muon import Muon
 from trimtab.training.recipe import OptimizerSettings
 
-_TABLES = ("embed_tokens", "lm_head")
+# No map between hidden states: lookups, the head, and what an objective trains beside the model.
+_TABLES = ("embed_tokens", "lm_head", "extra.")
 
 
 def build_optimizers(module: nn.Module, settings: OptimizerSettings) -> list[torch.optim.Optimizer]:
