@@ -103,6 +103,6 @@ def _orthogonal(parameters: list[Parameter], ahead: list[Tensor], steps: int) ->
     made = torch.zeros_like(matrices[0]).repeat(each, 1, 1)
     if mine:
         made[: len(mine)] = orthogonalize(torch.stack(mine), steps)
-    everyones = made.new_empty(world * each, *like.shape)
-    dist.all_gather_into_tensor(everyones, made, group=group)
-    return [local(cut(matrix, like)) for matrix in everyones[: len(matrices)]]
+    everyones = [torch.empty_like(made) for _ in range(world)]
+    dist.all_gather(everyones, made, group=group)
+    return [local(cut(matrix, like)) for matrix in torch.cat(everyones)[: len(matrices)]]
