@@ -2,6 +2,7 @@ import pytest
 
 from evaluation.fakes import ScriptedEngine, shipped_tokenizer
 from trimtab.errors import ConfigError
+from trimtab.evaluation.chat import question_ids
 from trimtab.evaluation.tasks import skills as task
 from trimtab.evaluation.tasks.base import TaskContext
 from trimtab.evaluation.tasks.skills import CORE, Skills, SkillsOptions, make_exercises
@@ -61,6 +62,14 @@ def test_exercises_are_held_out_and_passkeys_have_the_asked_length():
         else:
             function, what = exercise.question.removeprefix("Write a Python function ").split(" that ")
             assert held_out("function", function, what.removesuffix("."))
+
+
+def test_passkeys_never_need_more_room_than_was_checked():
+    """1,952 tokens are the most for a context of 2,048; half of the prompts would be too long as drawn."""
+    options = SkillsOptions(skills=("passkey",), samples=6, passkey=1952)
+    made = [exercise for _, exercise in make_exercises(shipped_tokenizer(), options, 0)]
+    lengths = [len(question_ids(shipped_tokenizer(), exercise.question)) for exercise in made]
+    assert max(lengths) + SKILLS["passkey"].max_tokens <= 2048 and min(lengths) > 1500
 
 
 def test_a_passkey_beyond_the_context_is_a_clear_error():

@@ -10,7 +10,7 @@ Not covered: knowledge, reasoning, long answers. This is a smoke detector, not a
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from trimtab.errors import ConfigError, did_you_mean
@@ -127,8 +127,28 @@ def make_exercises(tokenizer: Tokenizer, options: SkillsOptions, seed: int) -> l
     for name in options.skills:
         # A string seeds `Random` the same way in every process.
         rng = random.Random(f"skills {seed} {name}")
-        made += [(name, SKILLS[name].make(rng, world)) for _ in range(options.samples)]
+        for _ in range(options.samples):
+            exercise = SKILLS[name].make(rng, world)
+            if name == "passkey":
+                exercise = _fitting(exercise, rng, world, tokenizer, options.passkey)
+            made.append((name, exercise))
     return made
+
+
+def _fitting(
+    exercise: Exercise, rng: random.Random, world: World, tokenizer: Tokenizer, passkey: int
+) -> Exercise:
+    """The passkey, or another with less prose where this one has more tokens than there is room for.
+
+    Characters per token differ from passage to passage, and `passkey` may be as long as the context allows.
+    """
+    skill = SKILLS["passkey"]
+    room = passkey + FRAME - skill.max_tokens
+    while (tokens := len(question_ids(tokenizer, exercise.question))) > room:
+        characters = int(world.characters[0] * room / tokens) - 1
+        world = replace(world, characters=(characters, characters))
+        exercise = skill.make(rng, world)
+    return exercise
 
 
 def summary(right: dict[str, list[bool]]) -> TaskResult:
