@@ -110,11 +110,10 @@ def _recipe(run: Path) -> dict[str, Any]:
 
 
 def _mixture(parts: list[dict[str, Any]]) -> str:
-    """Kinds and shares of a recipe's mixture; never its paths, which mean nothing elsewhere."""
+    """Names and shares of a recipe's mixture; never its paths, which mean nothing elsewhere."""
     weights = [float(part.get("weight", 1)) for part in parts]
-    named = [
-        f"{part['kind']} {weight / sum(weights):.0%}" for part, weight in zip(parts, weights, strict=True)
-    ]
+    pairs = zip(parts, weights, strict=True)
+    named = [f"{part.get('name', part['kind'])} {weight / sum(weights):.0%}" for part, weight in pairs]
     return ", ".join(named)
 
 

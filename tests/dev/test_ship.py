@@ -62,7 +62,8 @@ def run(tmp_path: Path) -> Path:
     ]
     steps[-1]["validation_loss"] = 4.25
     (run / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
-    mixture = [{"kind": "documents", "paths": ["/secret/books"], "weight": 3}, {"kind": "skills"}]
+    books = {"name": "books", "kind": "documents", "paths": ["/secret/books"], "weight": 3}
+    mixture = [books, {"kind": "skills"}]
     (run / "recipe.yaml").write_text(yaml.safe_dump({"mixture": mixture, "optimizer": {"lr": 1e-3}}))
     return run
 
@@ -84,7 +85,7 @@ def test_a_model_takes_the_place_of_the_old_one(ship: Any, place: Path, run: Pat
     card = (place / "draft" / "README.md").read_text()
     for figure in ("1.800 bits per byte", "0.750 ± 0.100", "0.250 ± 0.050", "0.52", "0.89M", "4.250"):
         assert figure in card
-    assert "documents 75%, skills 25%" in card and "secret" not in card and "$" not in card
+    assert "books 75%, skills 25%" in card and "secret" not in card and "$" not in card
     picture = ElementTree.parse(place / "draft" / "curves.svg")
     assert picture.getroot().tag.endswith("svg")
     assert all(file.stat().st_mode & 0o044 == 0o044 for file in (place / "draft").iterdir())

@@ -93,9 +93,10 @@ def test_shipped_models_have_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert find_folder(None) == SHIPPED / DEFAULT
     for name in shipped_names():
         assert find_folder(name) == SHIPPED / name
-    Path("tiny").touch()  # a file is no model, so it hides none
-    assert find_folder("tiny") == SHIPPED / "tiny"
+    Path("tiny").touch()  # neither a file nor a folder without a model hides one
     Path("draft").mkdir()
+    assert (find_folder("tiny"), find_folder("draft")) == (SHIPPED / "tiny", SHIPPED / "draft")
+    Path("draft/config.json").touch()
     assert find_folder("draft") == Path("draft")
 
 

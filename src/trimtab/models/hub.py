@@ -43,19 +43,19 @@ def shipped_names() -> list[str]:
 def find_folder(path_or_id: str | Path | None, revision: str | None = None) -> Path:
     """The folder of a model: a local folder, a shipped model by its name, or a hub id.
 
-    A hub id is fetched first. None is the shipped model `tiny`. A local folder goes before a shipped model of
-    the same name.
+    A hub id is fetched first. None is the shipped model `tiny`. A local folder with a model in it goes
+    before a shipped model of the same name.
     """
     if path_or_id is None:
         _no_revision(revision, f"the shipped model {DEFAULT!r}")
         return SHIPPED / DEFAULT
     name, path = str(path_or_id), Path(path_or_id).expanduser()
+    if name in shipped_names() and not (path / "config.json").is_file():
+        _no_revision(revision, f"the shipped model {name!r}")
+        return SHIPPED / name
     if path.is_dir():
         _no_revision(revision, f"the local folder {path}")
         return path
-    if name in shipped_names():
-        _no_revision(revision, f"the shipped model {name!r}")
-        return SHIPPED / name
     if path.exists():
         raise CheckpointError(f"{path} is a file; name the folder that holds config.json")
     if not _HUB_ID.match(name):
