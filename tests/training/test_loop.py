@@ -256,14 +256,15 @@ def test_operations_of_a_step() -> None:
 
 def test_progress_in_plain_lines() -> None:
     out = io.StringIO()
-    metrics = {"lr": 1e-3, "grad_norm": 0.5, "tokens_per_second": 12_345.6, "flops_share": 0.25}
-    with Progress(4, every=1000, peak=80e9, console=Console(file=out, width=40)) as progress:
+    metrics = {"lr": 1e-3, "grad_norm": 0.5, "tokens_per_second": 12_345.6}
+    metrics |= {"flops_per_second": 2e10, "flops_share": 0.25}
+    with Progress(4, every=1000, console=Console(file=out, width=40)) as progress:
         for step, loss in enumerate((4.0, 3.0, 2.0, 1.0), 1):
             progress.update(metrics | {"step": step, "loss": loss, "validation_loss": 2.5})
         progress.say("done [here]")
     first, last, said = out.getvalue().splitlines()  # one at the start, one at the end, none between
     assert first.startswith("step 1/4  loss 4.0000  validation 2.5000  lr 1.00e-03  grad 0.500  12,346 tok/s")
-    assert "25% of 80 GFLOP/s" in first
+    assert "20 GFLOP/s (25%)" in first
     assert last.startswith("step 4/4  loss 2.4") and last.endswith("0 s left")
     assert said == "done [here]"
     assert [duration(s) for s in (12.4, 200, 7500)] == ["12 s", "3 min 20 s", "2 h 05 min"]
@@ -272,8 +273,9 @@ def test_progress_in_plain_lines() -> None:
 def test_progress_on_a_terminal_is_one_line_that_is_rewritten() -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=160)
-    metrics = {"lr": 1e-3, "grad_norm": 0.5, "tokens_per_second": 1.0, "flops_share": 0.25, "loss": 1.0}
-    with Progress(3, every=0, peak=80e9, console=console) as progress:
+    metrics = {"lr": 1e-3, "grad_norm": 0.5, "tokens_per_second": 1.0, "loss": 1.0}
+    metrics |= {"flops_per_second": 2e10, "flops_share": 0.25}
+    with Progress(3, every=0, console=console) as progress:
         for step in (1, 2, 3):
             progress.update(metrics | {"step": step})
     assert "step 3/3" in out.getvalue() and out.getvalue().count("\n") == 1

@@ -145,7 +145,7 @@ class Trainer:
             if self.ranks.is_first:
                 resuming.write_settings(self.folder.recipe, self.recipe)
                 logs = stack.enter_context(RunLogs(self.folder, self.step, self.recipe.tensorboard))
-                progress = Progress(self.recipe.steps, self.recipe.log_seconds, self._peak)
+                progress = Progress(self.recipe.steps, self.recipe.log_seconds)
                 stack.enter_context(progress)
             stop = stack.enter_context(StopSignals())
             self._steps(stop, progress, logs)
@@ -209,7 +209,8 @@ class Trainer:
             self.ema.update(self.step)
         took = time.perf_counter() - start
         self.seconds += took
-        flops = training_flops(self.model, self.module, lengths)
+        rate = training_flops(self.model, self.module, lengths) / took
+        self._peak = max(self._peak, rate)  # it was taken while the machine was busy with something else
         return {
             "step": self.step,
             "tokens": self.tokens,
@@ -217,7 +218,8 @@ class Trainer:
             "grad_norm": norm,
             "lr": lr,
             "tokens_per_second": sum(lengths) / took,
-            "flops_share": flops / took / self._peak,
+            "flops_per_second": rate,
+            "flops_share": rate / self._peak,
             "seconds": self.seconds,
         }
 

@@ -19,11 +19,10 @@ class Progress:
     Args:
         steps: of the whole run.
         every: seconds between two plain lines where stderr is no terminal.
-        peak: operations a second that this machine could do.
     """
 
-    def __init__(self, steps: int, every: float, peak: float, console: Console | None = None) -> None:
-        self.steps, self.every, self.peak = steps, every, peak
+    def __init__(self, steps: int, every: float, console: Console | None = None) -> None:
+        self.steps, self.every = steps, every
         self.console = console or Console(stderr=True, highlight=False)
         self._live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
         self._smoothed, self._weight = 0.0, 0.0
@@ -70,7 +69,7 @@ class Progress:
             f"lr {metrics['lr']:.2e}",
             f"grad {metrics['grad_norm']:.3f}",
             f"{metrics['tokens_per_second']:,.0f} tok/s",
-            f"{metrics['flops_share']:.0%} of {self.peak / 1e9:,.0f} GFLOP/s",
+            f"{metrics['flops_per_second'] / 1e9:,.0f} GFLOP/s ({metrics['flops_share']:.0%})",
             f"{duration(left)} left",
         ]
         return "  ".join(part for part in parts if part)
