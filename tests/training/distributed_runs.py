@@ -14,8 +14,9 @@ from trimtab.models.config import config_from_dict
 from trimtab.models.shapes import random_model
 from trimtab.models.transformer import Model
 from trimtab.training.data.mixture import Mixture
+from trimtab.training.data.segments import Segment
 from trimtab.training.loop import Trainer
-from trimtab.training.objectives.lm import LanguageModelling
+from trimtab.training.setup import build_objective
 
 HALF, ALL = 5, 10  # steps
 
@@ -33,6 +34,20 @@ FEW: dict[str, Any] = {
     "optimizer": {"lr": 0.003, "name": "adamw"},
 }
 
+LABELS: dict[str, Any] = {
+    "batch_tokens": 60,
+    "objective": {"name": "classify", "labels": ["a", "b", "c"]},
+    "optimizer": {"lr": 0.003, "name": "muon"},
+}
+
+
+class Labelled(Steps):
+    """The same texts with a class each."""
+
+    def next(self) -> Segment:
+        segment = super().next()
+        return Segment(segment.tokens, segment.trained, label=int(segment.tokens[0]) % 3)
+
 
 def run(output: Path, steps: int, settings: dict[str, Any], tied: bool = True) -> None:
     """Train up to `steps`, from the last checkpoint in `output` if there is one."""
@@ -45,8 +60,9 @@ def run(output: Path, steps: int, settings: dict[str, Any], tied: bool = True) -
     )
     shape = {"vocab_size": 67, "intermediate_size": 45, "num_hidden_layers": 3, "tie_word_embeddings": tied}
     model = random_model(config_from_dict(CONFIG | shape)).train().requires_grad_(True)
-    trainer = Trainer(recipe, model, Mixture([Steps(0), Steps(1)], [3, 1]), LanguageModelling())
-    held_out = Steps(9)
+    made = Labelled if "objective" in settings else Steps
+    source, held_out = Mixture([made(0), made(1)], [3, 1]), made(9)
+    trainer = Trainer(recipe, model, source, build_objective(recipe))
     trainer.validation = [held_out.next() for _ in range(7)]
     trainer.generate = count_on
     trainer.start(resume=True)
@@ -54,7 +70,7 @@ def run(output: Path, steps: int, settings: dict[str, Any], tied: bool = True) -
 
 
 def count_on(model: Model, prompts: list[str]) -> list[str]:
-    """What the engine makes of prompts that are written as numbers of tokens: a tiny model has no tokenizer."""
+    """What the engine makes of prompts that are numbers of tokens: a tiny one has no tokenizer."""
     tokens = [[int(word) for word in prompt.split()] for prompt in prompts]
     params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
     outputs = Engine(model, backend="torch").generate(tokens, params)
@@ -70,6 +86,7 @@ def main() -> None:
     shutil.copytree(folder / "several", folder / "several-half", dirs_exist_ok=True)
     run(folder / "several", ALL, MANY)
     run(folder / "several-few", ALL, FEW, tied=False)
+    run(folder / "several-labels", ALL, LABELS)
 
 
 if __name__ == "__main__":

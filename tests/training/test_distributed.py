@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training.distributed_runs import ALL, FEW, HALF, MANY, run
+from training.distributed_runs import ALL, FEW, HALF, LABELS, MANY, run
 from trimtab.training.data.segments import all_trained
 from trimtab.training.distributed.ranks import Ranks, even_groups
 from trimtab.training.metrics import read_lines
@@ -52,6 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "one", folder / "half")
     run(folder / "one", ALL, MANY)
     run(folder / "one-few", ALL, FEW, tied=False)
+    run(folder / "one-labels", ALL, LABELS)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent / "src")]),
@@ -74,6 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param("half", "one", id="one, then two"),
         pytest.param("several-half", "one", id="two, then one"),
         pytest.param("several-few", "one-few", id="two, sometimes without a text"),
+        pytest.param("several-labels", "one-labels", id="two, with an objective's own head"),
     ],
 )
 def test_losses_are_those_of_one_process(folder: Path, other: str, one: str) -> None:
