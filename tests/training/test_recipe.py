@@ -30,6 +30,8 @@ def test_changes_go_over_the_file_and_numbers_may_be_written_short(tmp_path):
         ({"tokns": 5}, "unknown setting 'tokns'.*'tokens'"),
         ({"optimizer": {"lrr": 1}}, "unknown option 'lrr' of 'optimizer'.*'lr'"),
         ({"optimizer": {"name": "sgd"}}, "'sgd'.*muon, adamw"),
+        ({"optimizer": {"lr": 0}}, "'lr'.*0.*above 0"),
+        ({"optimizer": {"betas": [0.9]}}, "'betas'.*two numbers"),
         ({"model": {}}, "either 'source' or 'config'"),
         ({"model": "shipped"}, "'model'.*must be a mapping"),
         ({"mixture": "books"}, "'mixture'.*'books'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -54,9 +55,11 @@ def run(
     from trimtab.training.api import train
 
     done = train(recipe, resume=resume, changes=changes, note=common.note)
-    if as_json:
-        common.write_json(done)
-    elif done.finished:
-        print(done.model)
+    # Under torchrun every process gets here; one of them speaks.
+    if os.environ.get("RANK", "0") == "0":
+        if as_json:
+            common.write_json(done)
+        elif done.finished:
+            print(done.model)
     if not done.finished:
         raise typer.Exit(130)

@@ -57,7 +57,7 @@ def train(
         recipe = recipe_from_dict(recipe)
     say = note or (lambda _: None)
     trainer = prepare(recipe, say)
-    trainer.start(resume, say=say)
+    trainer.start(resume, say=say if trainer.ranks.is_first else lambda _: None)
     finished = trainer.train()
     return Trained(trainer.output, trainer.folder.model, trainer.step, trainer.tokens, finished)
 

@@ -64,6 +64,15 @@ class OptimizerSettings:
     momentum: float = 0.95
     clip: float | None = 1.0
 
+    def __post_init__(self) -> None:
+        for name in ("lr", "eps"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"'{name}' of the optimizer is {getattr(self, name)}; it must be above 0")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"'betas' of the optimizer are {list(self.betas)}; give two numbers from 0 to below 1")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"'momentum' of the optimizer is {self.momentum}; it must be from 0 to below 1")
+
 
 @dataclass(frozen=True, slots=True)
 class SampleSettings:
