@@ -16,11 +16,12 @@ from trimtab.models.config import config_from_dict
 from trimtab.models.save import save
 from trimtab.training.initial import initial_model
 from trimtab.training.recipe import read_recipe
+from trimtab.training.tokenizers.train import TokenizerSettings, train_tokenizer
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 # Those that go on from another's result come after it.
 ORDER = ("tiny/1-books", "tiny/2-mix", "tiny/3-anneal", "draft", "chat", "lora", "continue", "classify",
-         "long-4x", "long-16x")  # fmt: skip
+         "new-language", "long-4x", "long-16x")  # fmt: skip
 FAST = ("tiny/1-books", "chat")
 PROSE = (
     "It was late when the two men came to the old house by the river. Nobody had lived there for years. "
@@ -61,6 +62,9 @@ def test_a_recipe_runs_in_miniature(place, monkeypatch, name):
     monkeypatch.chdir(place)
     for variable in ("BOOKS", "TEXT", "LABELLED", "XDG_CACHE_HOME"):
         monkeypatch.setenv(variable, str(place / variable.lower()))
+    if name == "new-language":
+        monkeypatch.setenv("NEW_TOKENIZER", str(place / "tokenizer"))
+        train_tokenizer([str(place / "text/train")], place / "tokenizer", TokenizerSettings(vocab_size=300))
     monkeypatch.setenv("BASE", str(place / "small"))
     monkeypatch.setenv("DRAFT", str(place / "small"))
     file = RECIPES / f"{name}.yaml"
@@ -79,7 +83,9 @@ def test_a_recipe_runs_in_miniature(place, monkeypatch, name):
     assert done.finished and done.steps == 2 and done.tokens >= 600
     lines = [json.loads(line) for line in (done.output / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["validation_loss"] > 0
-    assert trimtab.load(done.model).config.vocab_size == 4096
+    tokenizer = trimtab.load(done.model).tokenizer
+    assert tokenizer is not None
+    assert tokenizer.vocab_size == (300 if name == "new-language" else 4096)
 
 
 def _small(source: dict) -> dict:

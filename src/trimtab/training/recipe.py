@@ -29,6 +29,8 @@ class ModelSettings:
     source: a model folder, a hub id, or `shipped`; empty with `config`.
     config: keys of a Hugging Face config.json, for a model with random weights.
     tokenizer: a folder with the tokenizer; default: the model's own.
+    new_tokenizer: a folder with a tokenizer to put in the place of the model's, for another language.
+    new_embeddings: where the rows of its tokens come from; see `replace_tokenizer`.
     layers, intermediate_size: grow the loaded model to these sizes without changing what it computes.
     rope_theta, context: train on with another base of the rotary embedding and a longer context.
     """
@@ -36,6 +38,8 @@ class ModelSettings:
     source: str | None = None
     config: Mapping[str, Any] | None = None
     tokenizer: str | None = None
+    new_tokenizer: str | None = None
+    new_embeddings: Literal["fvt", "mean", "random"] = "fvt"
     layers: int | None = None
     intermediate_size: int | None = None
     rope_theta: float | None = None
@@ -69,7 +73,9 @@ class OptimizerSettings:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"'{name}' of the optimizer is {getattr(self, name)}; it must be above 0")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"'betas' of the optimizer are {list(self.betas)}; give two numbers from 0 to below 1")
+            raise ConfigError(
+                f"'betas' of the optimizer are {list(self.betas)}; give two numbers from 0 to below 1"
+            )
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"'momentum' of the optimizer is {self.momentum}; it must be from 0 to below 1")
 

@@ -18,6 +18,7 @@ from trimtab.training.growing import grow
 from trimtab.training.initial import initial_model
 from trimtab.training.objectives.base import Objective
 from trimtab.training.recipe import ModelSettings, Recipe
+from trimtab.training.tokenizers.replace import replace_tokenizer
 
 
 def build_model(recipe: Recipe) -> Model:
@@ -35,6 +36,9 @@ def build_model(recipe: Recipe) -> Model:
         folder = Path(local_path(tokenizer_folder, recipe.folder))
         model.tokenizer = Tokenizer.from_folder(folder, model.config.vocab_size)
         model.path = folder
+    if settings.new_tokenizer is not None:
+        new = Tokenizer.from_folder(local_path(settings.new_tokenizer, recipe.folder))
+        model = replace_tokenizer(model, new, settings.new_embeddings, seed=recipe.seed)
     if settings.layers or settings.intermediate_size:
         model = grow(model, settings.layers, settings.intermediate_size, seed=recipe.seed)
     if settings.rope_theta or settings.context:
