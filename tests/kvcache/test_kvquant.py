@@ -143,7 +143,7 @@ def test_and_on_the_shipped_model(bits: int) -> None:
 def test_q_norm_hardly_matters_here() -> None:
     """Published: it helps at 2 bits only. Codebooks fitted with the loss's own weights leave mean and
     deviation of this model's values almost where they were, and Q-Norm moves the loss by less than 0.005
-    whatever the bits, by less than 0.01 without outliers; there it is at 2 bits worse by less than a tenth."""
+    whatever the bits, or 0.01 without outliers, where at 2 bits it is the worse by a tenth at most."""
     for name in ("shipped", "outlying"):
         for bits in (2, 3):
             of = lost(name, bits)
