@@ -8,6 +8,7 @@ import pytest
 
 from trimtab.errors import ConfigError
 from trimtab.training.recipe import read_recipe, recipe_from_dict
+from trimtab.training.resuming import settings_of, write_settings
 from trimtab.training.schedule import Schedule
 
 PLAIN = {"output": "out", "model": {"source": "shipped"}, "mixture": [{"kind": "documents"}], "tokens": 1000}
@@ -38,6 +39,20 @@ def test_changes_go_over_the_file_and_numbers_may_be_written_short(tmp_path):
         ({"schedule": {"final": 2}}, "'final'.*2"),
         ({"tokens": "many"}, "'tokens'.*'many'.*whole number"),
         ({"tokens": 0}, "'tokens'.*0.*at least 1"),
+        ({"window": 0}, "'window'.*0.*at least 1"),
+        ({"seed": -1}, "'seed'.*-1.*from 0"),
+        ({"checkpoint_minutes": -1}, "'checkpoint_minutes'.*-1.*0 or more"),
+        ({"save_dtype": "int8"}, "'save_dtype'.*'int8'.*float32, bfloat16, float16"),
+        ({"optimizer": {"clip": -1}}, "'clip'.*-1.*above 0"),
+        ({"optimizer": {"weight_decay": -1}}, "'weight_decay'.*-1.*from 0 up"),
+        ({"model": {"config": 5}}, "'config'.*5.*mapping"),
+        ({"validation": [1]}, r"'validation'.*\[1\].*mapping"),
+        ({"validation": {"kind": "documents", "every": 0}}, "'every' of the validation is 0"),
+        ({"objective": "lm"}, "'objective'.*'lm'.*mapping"),
+        ({"lora": []}, r"'lora'.*\[\].*mapping"),
+        ({"mixture": None}, "'mixture'.*None.*list of sources"),
+        ({"output": None}, "'output'.*None.*folder"),
+        ({1: 2}, "unknown setting '1'"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(changes, named):
@@ -78,3 +93,30 @@ def test_a_file_that_is_no_recipe_is_told_in_one_line(tmp_path, text):
 def test_a_missing_file_is_named():
     with pytest.raises(ConfigError, match=r"no recipe at nowhere\.yaml"):
         read_recipe(Path("nowhere.yaml"))
+
+
+def test_a_number_with_an_exponent_is_a_number_wherever_it_stands(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        "output: out\nmodel: {source: shipped}\ntokens: 2e6\nmixture: [{kind: documents, weight: 5e-1}]\n"
+    )
+    recipe = read_recipe(file)
+    assert (recipe.tokens, recipe.mixture[0]["weight"]) == (2_000_000, 0.5)
+
+
+def test_changes_reach_into_lists_and_mappings():
+    raw = PLAIN | {"samples": None}
+    recipe = recipe_from_dict(raw, changes={"mixture.0.weight": 2, "samples.prompts": ["a"]})
+    assert recipe.mixture[0] == {"kind": "documents", "weight": 2}
+    assert recipe.samples is not None and recipe.samples.prompts == ("a",)
+    assert raw["mixture"] == [{"kind": "documents"}]  # the caller's own is left alone
+    for key in ("mixture.1.weight", "mixture.books.weight", "tokens.x", "mixture.0.kind.x"):
+        with pytest.raises(ConfigError, match=f"there is no '{key}' in the recipe"):
+            recipe_from_dict(PLAIN, changes={key: 1})
+
+
+def test_what_a_run_writes_down_can_be_run_again(tmp_path):
+    first = recipe_from_dict(PLAIN)
+    write_settings(tmp_path / "recipe.yaml", first)
+    again = read_recipe(tmp_path / "recipe.yaml")
+    assert settings_of(again) == settings_of(first)

@@ -8,11 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from trimtab.errors import ConfigError
 from trimtab.training import lora
 from trimtab.training.data.sources.build import build_mixture, validation_segments
+from trimtab.training.folder import RunFolder
 from trimtab.training.loop import Trainer
+from trimtab.training.memory import choose_device
 from trimtab.training.recipe import Recipe, read_recipe, recipe_from_dict
-from trimtab.training.samples import continue_prompts
+from trimtab.training.samples import check_prompts, continue_prompts
 from trimtab.training.setup import build_context, build_model, build_objective
 
 
@@ -24,7 +27,7 @@ class Trained:
         output: the run's folder: recipe, metrics, checkpoints, report.
         model: the folder of the trained model, in Hugging Face format.
         steps, tokens: optimiser steps and tokens of the whole run, earlier parts included.
-    finished: False where a signal ended the run before its last step; there is then no model yet.
+        finished: False where a signal ended the run before its last step; there is then no model yet.
     """
 
     output: Path
@@ -45,7 +48,7 @@ def train(
 
     Args:
         resume: go on from the last checkpoint in the recipe's output folder, bit for bit.
-        changes: settings put over those of the file, e.g. `{"optimizer.lr": 1e-3}`.
+        changes: settings put over those of the file or mapping, e.g. `{"optimizer.lr": 1e-3}`.
         note: told in a sentence what is being prepared.
 
     Raises ConfigError for settings, OutputError where the output folder holds something else or cannot be
@@ -54,7 +57,12 @@ def train(
     if isinstance(recipe, (str, Path)):
         recipe = read_recipe(recipe, changes)
     elif isinstance(recipe, Mapping):
-        recipe = recipe_from_dict(recipe)
+        recipe = recipe_from_dict(recipe, changes=changes)
+    elif changes:
+        raise ConfigError("'changes' go over a file or a mapping; this recipe is made already")
+    # Before data is tokenized, which may take long.
+    RunFolder(recipe.output).check(resume)
+    choose_device(recipe.device)
     say = note or (lambda _: None)
     trainer = prepare(recipe, say)
     trainer.start(resume, say=say if trainer.ranks.is_first else lambda _: None)
@@ -73,6 +81,7 @@ def prepare(recipe: Recipe, note: Callable[[str], None]) -> Trainer:
         held_out = validation_segments(spec, context)
         trainer.validation, trainer.validation_bytes = held_out.segments, held_out.text_bytes
     if recipe.samples is not None:
+        check_prompts(model, recipe.samples.prompts)
         trainer.generate = partial(continue_prompts, max_tokens=recipe.samples.max_tokens)
     if adapters is not None:
         made = {"trained on": [dict(source) for source in recipe.mixture], "tokens": recipe.tokens}

@@ -7,9 +7,9 @@ Paths in a recipe are relative to the recipe's folder; `output` and `cache` are 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +48,8 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if (self.source is None) == (self.config is None):
             raise ConfigError("the recipe's 'model' needs either 'source' or 'config', and not both")
+        if self.config is not None and not isinstance(self.config, Mapping):
+            raise ConfigError(f"'config' of the model is {self.config!r}; it must be a mapping of settings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,14 @@ class OptimizerSettings:
     clip: float | None = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("lr", "eps"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"'{name}' of the optimizer is {getattr(self, name)}; it must be above 0")
+        for name in ("lr", "eps", "clip"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"'{name}' of the optimizer is {value}; it must be a number above 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(
+                f"'weight_decay' of the optimizer is {self.weight_decay}; it must be a number from 0 up"
+            )
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(
                 f"'betas' of the optimizer are {list(self.betas)}; give two numbers from 0 to below 1"
@@ -143,14 +150,23 @@ class Recipe:
     log_seconds: float = 10.0
     tensorboard: bool = False
     seed: int = 0
-    save_dtype: str = "bfloat16"
+    save_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     where: str = "the recipe"
     folder: Path = Path()
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "batch_tokens", "micro_batch_tokens", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"'{name}' of {self.where} is {getattr(self, name)}; it must be at least 1")
+        for name in ("tokens", "batch_tokens", "micro_batch_tokens", "keep_checkpoints", "window"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"'{name}' of {self.where} is {value}; it must be at least 1")
+        for name in ("checkpoint_minutes", "log_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"'{name}' of {self.where} is {getattr(self, name)}; it must be 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"'seed' of {self.where} is {self.seed}; it must be from 0 to below 2**63")
+        every = (self.validation or {}).get("every", 1)
+        if not isinstance(every, int) or every < 1:
+            raise ConfigError(f"'every' of the validation is {every!r}; it must be a whole number from 1 up")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"'ema' of {self.where} is {self.ema}; it must lie between 0 and 1")
 
@@ -166,33 +182,64 @@ _NESTED = {
     "schedule": Schedule,
     "samples": SampleSettings,
 }
+_PARTS = (*_NESTED, "objective", "validation", "lora")
 
 
 def read_recipe(path: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe in a YAML file, `changes` on top (`{"optimizer.lr": 1e-3}`)."""
     path = Path(path)
+    where = f"the recipe {path}"
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"there is no recipe at {path}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"the recipe {path} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"the recipe {path} is no mapping of settings to values")
-    for key, value in (changes or {}).items():
-        spot = raw
-        *outer, last = key.split(".")
-        for name in outer:
-            spot = spot.setdefault(name, {})
-        spot[last] = value
-    raw = _expand(raw, f"the recipe {path}")
-    return recipe_from_dict(raw, where=f"the recipe {path}", folder=path.parent)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where} cannot be read: {error}") from None
+    return recipe_from_dict(parse_yaml(text, where), where=where, folder=path.parent, changes=changes)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which `1e-3` is a number; by YAML 1.1 it is a text, and only `1.0e-3` a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value that `text` stands for; ConfigError with `where` if it is no YAML."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _change(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Put `value` at a dotted `key`; a number in it is a place in a list (`mixture.0.weight`)."""
+    spot: Any = raw
+    *outer, last = key.split(".")
+    for name in outer:
+        if isinstance(spot, dict) and spot.get(name) is None:
+            spot[name] = {}
+        spot = spot[_place(spot, name, key, where)]
+    spot[_place(spot, last, key, where)] = value
+
+
+def _place(spot: Any, name: str, key: str, where: str) -> str | int:
+    if isinstance(spot, list):
+        if name.isdecimal() and int(name) < len(spot):
+            return int(name)
+        raise ConfigError(f"there is no {key!r} in {where}: places go from 0 to {len(spot) - 1}")
+    if not isinstance(spot, dict):
+        raise ConfigError(f"there is no {key!r} in {where}: {spot!r} has no settings of its own")
+    return name
 
 
 def _expand(value: Any, where: str) -> Any:
-    """Environment variables put in for `$NAME`, in all strings of nested values."""
-    if isinstance(value, dict):
-        return {key: _expand(item, where) for key, item in value.items()}
+    """Environment variables put in for `$NAME`, in all strings of nested values; a copy."""
+    if isinstance(value, Mapping):
+        return {str(key): _expand(item, where) for key, item in value.items()}
     if isinstance(value, list):
         return [_expand(item, where) for item in value]
     if not isinstance(value, str):
@@ -212,22 +259,33 @@ def _variable(match: re.Match[str]) -> str:
     return str(Path(value).absolute()) if Path(value).exists() else value
 
 
-def recipe_from_dict(raw: Mapping[str, Any], where: str = "the recipe", folder: Path = Path()) -> Recipe:
-    """A checked recipe from plain values; ConfigError names an unknown, missing or ill-typed setting."""
+def recipe_from_dict(
+    raw: Mapping[str, Any],
+    where: str = "the recipe",
+    folder: Path = Path(),
+    changes: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """A checked recipe from plain values, `changes` on top (`{"optimizer.lr": 1e-3}`).
+
+    A part that is null is as if it were left out. ConfigError names an unknown, missing or ill-typed setting.
+    """
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where} is no mapping of settings to values")
     names = {f.name for f in dataclasses.fields(Recipe)} - {"where", "folder"}
-    for key in raw:
+    values: dict[str, Any] = _expand(raw, where)
+    for key, value in (changes or {}).items():
+        _change(values, key, _expand(value, where), where)
+    values = {k: v for k, v in values.items() if v is not None or k not in _PARTS}
+    for key, value in values.items():
         if key not in names:
             raise ConfigError(f"unknown setting {key!r} in {where}.{did_you_mean(key, names)}")
-    values: dict[str, Any] = dict(raw)
+        if key in _PARTS and not isinstance(value, Mapping):
+            raise ConfigError(f"{key!r} in {where} is {value!r}; it must be a mapping of settings")
+        if key == "mixture" and not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{key!r} in {where} is {value!r}; it must be a list of sources")
+        if key == "output" and (not isinstance(value, (str, Path)) or not str(value)):
+            raise ConfigError(f"{key!r} in {where} is {value!r}; it must be the name of a folder")
     for key, cls in _NESTED.items():
         if key in values:
-            if not isinstance(values[key], Mapping):
-                raise ConfigError(f"{key!r} in {where} is {values[key]!r}; it must be a mapping of settings")
             values[key] = build_dataclass(cls, values[key], where=f"{key!r} in {where}")
-    plain = {k: v for k, v in values.items() if k not in _NESTED}
-    hints = typing.get_type_hints(Recipe)
-    for name in ("mixture", "objective", "validation", "lora"):
-        if name in plain and not isinstance(plain[name], (list, Mapping)):
-            raise ConfigError(f"{name!r} in {where} is {plain[name]!r}; allowed: {hints[name]}")
-    nested = {k: values[k] for k in _NESTED if k in values}
-    return build_dataclass(Recipe, plain | nested | {"where": where, "folder": folder}, where=where)
+    return build_dataclass(Recipe, values | {"where": where, "folder": folder}, where=where)
