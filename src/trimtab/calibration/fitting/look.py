@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,13 +24,26 @@ def keys_and_values(model: Model, tokens: Tensor) -> tuple[list[Tensor], list[Te
 
 def with_gradients(model: Model, tokens: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """For each layer k, v and the gradients of the text's mean next-token loss at them, float32 [T, G, d]."""
-    with torch.enable_grad():
+    with torch.enable_grad(), frozen(model):
         keys, values, hidden = _run(model, tokens)
         logits = model.logits(hidden)[:-1].float()
         loss = torch.nn.functional.cross_entropy(logits, tokens[1:].to(logits.device))
         found = torch.autograd.grad(loss, keys + values)
     layers = zip(keys, values, found[: len(keys)], found[len(keys) :], strict=True)
     return [tuple(x.detach().float() for x in layer) for layer in layers]  # type: ignore[misc]
+
+
+@contextmanager
+def frozen(model: Model) -> Iterator[None]:
+    """Within, no parameter wants a gradient: the same operators run whether or not they do outside."""
+    wanting = [p for p in model.parameters() if p.requires_grad]
+    for parameter in wanting:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanting:
+            parameter.requires_grad_(True)
 
 
 def _run(model: Model, tokens: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -38,7 +53,7 @@ def _run(model: Model, tokens: Tensor) -> tuple[list[Tensor], list[Tensor], Tens
     causal = CausalAttend(model.config, model.rotary, tokens[None], None)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and not k.requires_grad:  # the model's parameters may be frozen
+        if torch.is_grad_enabled() and not k.requires_grad:
             k, v = k.requires_grad_(), v.requires_grad_()
         keys.append(k)
         values.append(v)
