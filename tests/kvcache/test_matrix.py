@@ -29,6 +29,7 @@ def test_the_matrix_is_complete() -> None:
     assert {c.split(":")[0] for c in LOSSY.values()} == set(IDENTITY) == set(KV_CACHES.names())
 
 
+@pytest.mark.slow
 def test_the_settings_do_lose_something() -> None:
     for name in LOSSY:
         assert (undisturbed(name) == undisturbed("full")) == (name == "full"), name
@@ -112,7 +113,9 @@ def test_scoring_is_decoding(name: str) -> None:
 
 
 @policy
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str
+)
 def test_half_precision_keeps_the_invariances(name: str, dtype: torch.dtype) -> None:
     model = small_model.__wrapped__(dtype)
     alone = [results(make_engine(LOSSY[name], model=model), [p])[0] for p in PROMPTS]
