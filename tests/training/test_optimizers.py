@@ -148,6 +148,8 @@ def test_state_tensors_let_another_go_on_bit_for_bit() -> None:
         (Schedule(warmup=2, decay=4), [0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]),
         (Schedule(warmup=0.2, decay=0.4, final=0.5), [0.5, 1, 1, 1, 1, 1, 0.9, 0.8, 0.7, 0.6]),
         (Schedule(warmup=0, decay=0), [1] * 10),
+        (Schedule(warmup=2, decay=1.0), [0.5, 1, *((10 - step) / 9 for step in range(2, 10))]),
+        (Schedule(warmup=20, decay=4), [(step + 1) / 20 for step in range(10)]),
         (Schedule(warmup=0, decay=3, shape="sqrt"), [1] * 7 + [0.5, 1 - 0.5**0.5, 1 - 0.75**0.5]),
         (Schedule(warmup=0, decay=2, shape="cosine"), [1] * 8 + [0.75, 0.25]),
     ],

@@ -13,11 +13,12 @@ from trimtab.errors import ConfigError
 class Schedule:
     """The share of the peak learning rate at each step.
 
-    warmup: steps, or a share of all steps, over which the rate rises from 0.
-    decay: steps, or a share of all steps, at the end over which it falls to `final`.
+    warmup: steps, or a share of all steps (up to 1), over which the rate rises from 0.
+    decay: steps, or a share of all steps (up to 1), at the end over which it falls towards `final`; never
+        before the warm-up is over.
     shape: how it falls: `linear`, `cosine` or `sqrt` (1 - sqrt of the way, Hägele et al. 2024,
         arXiv 2405.18392).
-    final: share of the peak at the last step.
+    final: share of the peak that the fall would reach one step after the last.
     """
 
     warmup: float = 0.02
@@ -27,14 +28,17 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name in ("warmup", "decay"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"'{name}' of the schedule is {getattr(self, name)}; it must be 0 or more")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(
+                    f"'{name}' of the schedule is {getattr(self, name)}; it must be a number from 0 up"
+                )
         if not 0 <= self.final <= 1:
             raise ConfigError(f"'final' of the schedule is {self.final}; it must lie between 0 and 1")
 
     def factor(self, step: int, steps: int) -> float:
         """What the peak rate is multiplied by at `step`, counted from 0, of `steps`."""
-        warmup, decay = _steps(self.warmup, steps), _steps(self.decay, steps)
+        warmup = _steps(self.warmup, steps)
+        decay = min(_steps(self.decay, steps), max(steps - warmup, 0))
         if step < warmup:
             return (step + 1) / warmup
         if steps - step > decay:
@@ -49,4 +53,4 @@ class Schedule:
 
 
 def _steps(amount: float, steps: int) -> int:
-    return round(amount * steps) if amount < 1 else round(amount)
+    return round(amount * steps) if amount <= 1 else round(amount)
