@@ -25,6 +25,15 @@ def test_the_logits_stay(tied, layers, units):
         torch.testing.assert_close(grown(IDS), small(IDS), rtol=1e-5, atol=1e-5)
 
 
+def test_the_logits_stay_where_projections_have_biases():
+    small = random_model(config_from_dict(CONFIG | {"attention_bias": True, "mlp_bias": True}))
+    with torch.no_grad():
+        for name, parameter in small.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(generator=torch.Generator().manual_seed(len(name)))
+        torch.testing.assert_close(grow(small, 3, 96)(IDS), small(IDS), rtol=1e-5, atol=1e-5)
+
+
 def test_new_parts_get_a_gradient_after_one_step():
     grown = grow(random_model(config_from_dict(CONFIG)), 3, 96)
     grown.requires_grad_(True)

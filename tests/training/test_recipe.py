@@ -6,10 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.errors import ConfigError
-from trimtab.training.recipe import read_recipe, recipe_from_dict
+from training.tiny import CONFIG
+from trimtab.errors import ConfigError, OutputError
+from trimtab.models.checkpoint import load
+from trimtab.models.config import config_from_dict
+from trimtab.training.api import train
+from trimtab.training.initial import initial_model
+from trimtab.training.recipe import ModelSettings, read_recipe, recipe_from_dict
 from trimtab.training.resuming import settings_of, write_settings
+from trimtab.training.samples import check_prompts
 from trimtab.training.schedule import Schedule
+from trimtab.training.setup import with_context
 
 PLAIN = {"output": "out", "model": {"source": "shipped"}, "mixture": [{"kind": "documents"}], "tokens": 1000}
 
@@ -120,3 +127,31 @@ def test_what_a_run_writes_down_can_be_run_again(tmp_path):
     write_settings(tmp_path / "recipe.yaml", first)
     again = read_recipe(tmp_path / "recipe.yaml")
     assert settings_of(again) == settings_of(first)
+
+
+def test_what_is_in_the_way_is_told_before_anything_is_loaded(tmp_path):
+    (tmp_path / "file").touch()
+    nothing = PLAIN | {"model": {"source": "/nowhere"}}
+    with pytest.raises(OutputError, match="is a file"):
+        train(nothing | {"output": str(tmp_path / "file")})
+    with pytest.raises(ConfigError, match="device is 'gpu'"):
+        train(nothing, changes={"device": "gpu", "output": str(tmp_path / "new")})
+    with pytest.raises(ConfigError, match="made already"):
+        train(recipe_from_dict(PLAIN), changes={"tokens": 5})
+
+
+def test_a_prompt_longer_than_the_context_is_refused():
+    model = load()
+    check_prompts(model, ["Once upon a time"])
+    with pytest.raises(ConfigError, match=r"'It was It.* of the samples has \d+ tokens"):
+        check_prompts(model, ["It was " * model.config.context_length])
+
+
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
+def test_another_rope_base_is_taken_where_the_config_keeps_it(key):
+    inner = {"rope_type": "default", "rope_theta": 10_000.0}
+    raw = {k: v for k, v in CONFIG.items() if k != "rope_theta"} | {key: inner}
+    model = initial_model(config_from_dict(raw), seed=0)
+    longer = with_context(model, ModelSettings(source="shipped", rope_theta=1e6, context=512))
+    assert (longer.config.rope.theta, longer.config.context_length) == (1e6, 512)
+    assert inner["rope_theta"] == 10_000.0

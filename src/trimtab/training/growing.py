@@ -14,7 +14,7 @@ import torch
 from trimtab.errors import ConfigError
 from trimtab.models.config import config_from_dict
 from trimtab.models.shapes import random_model
-from trimtab.models.transformer import MLP, Model
+from trimtab.models.transformer import MLP, DecoderLayer, Model
 
 _SCALE = 0.5  # new matrices start at half the usual size: their outputs meet zeros first
 
@@ -26,7 +26,8 @@ def grow(model: Model, layers: int | None = None, intermediate: int | None = Non
     models with experts.
     """
     old = model.config
-    layers, intermediate = layers or old.num_layers, intermediate or old.intermediate_size
+    layers = old.num_layers if layers is None else layers
+    intermediate = old.intermediate_size if intermediate is None else intermediate
     if layers < old.num_layers or intermediate < old.intermediate_size or old.moe is not None:
         raise ConfigError(
             f"a model of {old.num_layers} layers and {old.intermediate_size} feed-forward units cannot grow "
@@ -54,6 +55,7 @@ def _old_places(old: int, new: int) -> dict[int, int]:
 
 def _copy_layers(model: Model, grown: Model, kept: dict[int, int]) -> None:
     for place, layer in enumerate(grown.model.layers):
+        assert isinstance(layer, DecoderLayer)
         mlp = layer.feed_forward
         assert isinstance(mlp, MLP)
         if place not in kept:
@@ -61,14 +63,15 @@ def _copy_layers(model: Model, grown: Model, kept: dict[int, int]) -> None:
             mlp.down_proj.weight.zero_()
             continue
         old = model.model.layers[kept[place]]
+        assert isinstance(old, DecoderLayer) and isinstance(old.feed_forward, MLP)
         for name, parameter in old.named_parameters():
             target = layer.get_parameter(name)
             if parameter.shape == target.shape:
                 target.copy_(parameter)
         rows = model.config.intermediate_size
         for name in ("gate_proj", "up_proj"):
-            target = mlp.get_parameter(f"{name}.weight")
-            target.mul_(_SCALE)
-            target[:rows].copy_(old.feed_forward.get_parameter(f"{name}.weight"))
+            mlp.get_parameter(f"{name}.weight").mul_(_SCALE)
+            for part, values in old.feed_forward.get_submodule(name).named_parameters():
+                mlp.get_parameter(f"{name}.{part}")[:rows].copy_(values)
         mlp.down_proj.weight.zero_()
         mlp.down_proj.weight[:, :rows].copy_(old.feed_forward.get_parameter("down_proj.weight"))

@@ -39,9 +39,9 @@ def build_model(recipe: Recipe) -> Model:
     if settings.new_tokenizer is not None:
         new = Tokenizer.from_folder(local_path(settings.new_tokenizer, recipe.folder))
         model = replace_tokenizer(model, new, settings.new_embeddings, seed=recipe.seed)
-    if settings.layers or settings.intermediate_size:
+    if settings.layers is not None or settings.intermediate_size is not None:
         model = grow(model, settings.layers, settings.intermediate_size, seed=recipe.seed)
-    if settings.rope_theta or settings.context:
+    if settings.rope_theta is not None or settings.context is not None:
         model = with_context(model, settings)
     # Loaded parameters are views of the file; training needs memory of its own.
     for parameter in model.parameters():
@@ -53,9 +53,13 @@ def build_model(recipe: Recipe) -> Model:
 def with_context(model: Model, settings: ModelSettings) -> Model:
     """The same weights with another rope base and context length (ChuXin, arXiv 2405.04828)."""
     raw = dict(model.config.raw)
-    if settings.rope_theta:
+    if settings.rope_theta is not None:
         raw["rope_theta"] = settings.rope_theta
-    if settings.context:
+        for key in ("rope_parameters", "rope_scaling"):
+            # Newer files have the base in here, where it goes before the one outside.
+            if "rope_theta" in (raw.get(key) or {}):
+                raw[key] = raw[key] | {"rope_theta": settings.rope_theta}
+    if settings.context is not None:
         raw["max_position_embeddings"] = settings.context
     with torch.device("meta"):
         longer = Model(config_from_dict(raw))
@@ -79,6 +83,7 @@ def build_context(
         cache=None if recipe.cache is None else Path(recipe.cache),
         seed=recipe.seed,
         window=recipe.window or model.config.context_length,
+        longest=model.config.context_length,
         progress=progress,
     )
 
@@ -86,7 +91,7 @@ def build_context(
 def build_objective(recipe: Recipe) -> Objective:
     """The recipe's objective with its options."""
     options = dict(recipe.objective)
-    name = options.pop("name", "lm")
+    name = str(options.pop("name", "lm"))
     method = OBJECTIVES.get(name)
     return method.cls(OBJECTIVES.build_options(name, options))
 
@@ -95,5 +100,3 @@ def local_path(name: str, folder: Path) -> str:
     """`name` below the recipe's folder where something is there, else as it is (a hub id, say)."""
     inside = folder / name
     return str(inside) if not Path(name).is_absolute() and inside.exists() else name
-
-

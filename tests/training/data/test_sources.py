@@ -1,6 +1,7 @@
 import hashlib
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,9 +49,9 @@ def test_an_epoch_has_every_token_once_in_windows_that_keep_to_documents(store, 
     assert sorted(t for w in windows for t in w[1:]) == list(range(sum(LENGTHS)))
     ends = np.cumsum(LENGTHS)
     assert all(np.searchsorted(ends, w[1], "right") == np.searchsorted(ends, w[-1], "right") for w in windows)
-    assert source.state() == {"epoch": epoch, "cursor": len(source)}
+    assert source.state() == {"epoch": epoch, "cursor": len(source), "tokens": sum(LENGTHS)}
     source.next()
-    assert source.state() == {"epoch": epoch + 1, "cursor": 1}
+    assert source.state() == {"epoch": epoch + 1, "cursor": 1, "tokens": sum(LENGTHS)}
 
 
 def test_the_order_is_that_of_earlier_versions_so_that_runs_go_on(store):
@@ -68,6 +69,8 @@ def test_a_restored_source_goes_on_with_the_same_segments(store):
         assert take(other, 40) == take(source, 40)
     with pytest.raises(ConfigError, match="has only 5: the data or 'window' changed"):
         Documents(store, None, seed=1).restore({"epoch": 0, "cursor": 6})
+    with pytest.raises(ConfigError, match=r"has 77 tokens.*with 76: the data changed"):
+        Documents(store, None, seed=1).restore({"epoch": 0, "cursor": 1, "tokens": 76})
     with pytest.raises(ConfigError, match="'window' is 1"):
         Documents(store, 1, seed=1)
 
@@ -209,3 +212,22 @@ def test_prose_for_exercises_begins_with_a_sentence_and_keeps_to_its_document(co
         found = prose.excerpt(rng, 200)
         assert 100 < len(found) <= 200 and found.startswith(("Naïve", "Dogs")) and found.endswith(".")
         assert sum(found in text for text in texts) == 1
+
+
+def test_a_segment_is_not_longer_than_what_the_model_takes(context):
+    spec = {"kind": "documents", "paths": ["books.jsonl"]}
+    with pytest.raises(ConfigError, match="is 16 tokens and the model's context 15"):
+        build_source(spec, replace(context, longest=15))
+    for wish in ({"window": 17}, {"kind": "chat", "max_tokens": 17}):
+        with pytest.raises(ConfigError, match="is 17 tokens and the model's context 16"):
+            build_source(spec | wish, replace(context, longest=16))
+    with pytest.raises(ConfigError, match="'window' is 0"):
+        build_source(spec | {"window": 0}, context)
+
+
+def test_validation_without_a_token_to_predict_is_refused(context):
+    write_lines(context.folder / "one.jsonl", [{"text": "a"}])
+    with pytest.raises(ConfigError, match="no token to predict"):
+        validation_segments(
+            {"kind": "documents", "paths": ["one.jsonl"], "first": "none", "end": False}, context
+        )

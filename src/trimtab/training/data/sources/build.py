@@ -33,6 +33,7 @@ class SourceContext:
         folder: what relative paths are below.
         cache: where token stores are kept; None = the user's cache folder.
         window: tokens of a segment where a source does not say.
+        longest: tokens that the model takes; None = any number.
         progress: is told what takes long, line by line.
     """
 
@@ -42,6 +43,7 @@ class SourceContext:
     cache: Path | None = None
     seed: int = 0
     window: int = 2048
+    longest: int | None = None
     progress: Callable[[str], None] | None = None
 
 
@@ -61,7 +63,7 @@ def build_source(spec: Mapping[str, Any], context: SourceContext, held_out: bool
     """
     kind = spec.get("kind")
     where = f"a source of kind {kind!r}"
-    if kind not in options.KINDS:
+    if not isinstance(kind, str) or kind not in options.KINDS:
         known = did_you_mean(str(kind), options.KINDS)
         raise ConfigError(
             f"a source has the unknown kind {kind!r}.{known}" if kind else f"a source has no 'kind'.{known}"
@@ -71,7 +73,8 @@ def build_source(spec: Mapping[str, Any], context: SourceContext, held_out: bool
         return _skills(chosen, context, held_out)
     if isinstance(chosen, options.DocumentsOptions):
         first = first_token(context.tokenizer, chosen.first)
-        return Documents(_text_store(chosen, context), chosen.window or context.window, context.seed, first)
+        window = _length(chosen.window, "window", context)
+        return Documents(_text_store(chosen, context), window, context.seed, first)
     form, reading = _whole_documents(chosen, context)
     return Documents(_store(chosen, form, reading, context), None, context.seed)
 
@@ -106,6 +109,8 @@ def validation_segments(spec: Mapping[str, Any], context: SourceContext) -> Vali
         segments = [source.numbered(i * len(source) // count) for i in range(count)]
     else:
         segments = [source.next() for _ in range(count)]
+    if not any(s.trained[1:].any() or s.label is not None for s in segments):
+        raise ConfigError("the validation holds no token to predict; give it longer texts or more 'windows'")
     return Validation(segments, text_bytes(context.tokenizer, segments))
 
 
@@ -143,7 +148,18 @@ def _whole_documents(chosen: Any, context: SourceContext) -> tuple[Format, Readi
     else:
         first = first_token(tokenizer, chosen.first)
         form = LabelledFormat(chosen.text, chosen.label, chosen.labels, first)
-    return form, chosen.reading(chosen.max_tokens or context.window, chosen.too_long)
+    return form, chosen.reading(_length(chosen.max_tokens, "max_tokens", context), chosen.too_long)
+
+
+def _length(wish: int | None, name: str, context: SourceContext) -> int:
+    """Tokens of a segment, at most: what a source wishes, else what holds for all."""
+    length = context.window if wish is None else wish
+    if context.longest is not None and length > context.longest:
+        raise ConfigError(
+            f"{name!r} of a source is {length} tokens and the model's context {context.longest}; lower it "
+            "(or the recipe's 'window'), or raise 'model.context'"
+        )
+    return length
 
 
 def _text_store(chosen: options.DocumentsOptions, context: SourceContext) -> TokenStore:
@@ -203,5 +219,5 @@ def _skills(chosen: options.SkillsOptions, context: SourceContext, held_out: boo
         chosen.skills,
         context.seed,
         train_on=chosen.train_on,
-        max_tokens=chosen.max_tokens or context.window,
+        max_tokens=_length(chosen.max_tokens, "max_tokens", context),
     )

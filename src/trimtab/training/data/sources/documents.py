@@ -76,9 +76,15 @@ class Documents(Source):
         return Segment(tokens, np.concatenate(([False], cut.trained)), cut.label)
 
     def state(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "cursor": self.cursor}
+        return {"epoch": self.epoch, "cursor": self.cursor, "tokens": len(self.store.tokens)}
 
     def restore(self, state: dict[str, Any]) -> None:
+        held = len(self.store.tokens)
+        if state.get("tokens", held) != held:  # older checkpoints do not say
+            raise ConfigError(
+                f"the token store {self.store.folder} has {held:,} tokens, and the checkpoint was written "
+                f"with {state['tokens']:,}: the data changed since; put it back, or start a new run"
+            )
         self._open(state["epoch"])
         if state["cursor"] > len(self._order):
             raise ConfigError(
