@@ -19,7 +19,7 @@ from trimtab.training.data.batch import pack
 from trimtab.training.data.segments import Segment
 from trimtab.training.loop import Trainer
 from trimtab.training.metrics import read_lines
-from trimtab.training.objectives.lm import LanguageModelling
+from trimtab.training.objectives.lm import LanguageModelling, LMOptions
 from trimtab.training.progress import Progress, duration
 from trimtab.training.speed import peak_flops, training_flops
 
@@ -139,6 +139,14 @@ def test_validation_in_nats_perplexity_and_bits_per_byte(tmp_path: Path) -> None
     assert found["validation_loss"] == pytest.approx(nats / count, abs=1e-4)
     assert found["validation_perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-3)
     assert found["validation_bits_per_byte"] == pytest.approx(nats / math.log(2) / 250, rel=1e-3)
+
+
+def test_validation_leaves_out_what_only_steers_the_training(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path)
+    plain = trainer.validate()
+    trainer.objective = LanguageModelling(LMOptions(z_loss=1.0))
+    assert trainer.validate() == plain
+    assert trainer.train_step()["loss"] > tiny_trainer(tmp_path).train_step()["loss"] + 1
 
 
 def test_samples_are_taken_and_change_no_number(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.tiny import losses, tiny_trainer
+from training.tiny import CONFIG, losses, tiny_trainer
 from trimtab.errors import CheckpointError, ConfigError, OutputError
 from trimtab.training import checkpoint
 from trimtab.training.loop import Trainer
@@ -100,7 +100,9 @@ def test_without_a_checkpoint_a_run_begins_again(tmp_path: Path, uninterrupted: 
     output = tmp_path / "run"
     end_after(tiny_trainer(output, **WATCHED), saved=(), ended=3)
     again = tiny_trainer(output, **WATCHED)
-    assert not again.resume()
+    said: list[str] = []
+    assert not again.start(resume=True, say=said.append)
+    assert len(said) == 1 and "begins at its first step" in said[0]
     again.train()
     assert losses(output) == losses(uninterrupted)
 
@@ -141,13 +143,17 @@ def test_a_run_may_become_longer_and_a_finished_one_stays(tmp_path: Path) -> Non
         ({"mixture": [{"kind": "counting", "weight": 1}]}, "'mixture'"),
         ({"objective": {"name": "lm", "z_loss": 1e-4}}, "'objective.z_loss'"),
         ({"ema": 0.99}, "'ema'"),
+        ({"lora": {"rank": 2, "alpha": 1}}, "'lora.alpha' of the recipe is 1, and was None"),
+        ({"model": {"config": CONFIG | {"mlp_bias": True}}}, "'model.config.mlp_bias'"),
     ],
 )
 def test_a_changed_recipe_is_refused_by_name(tmp_path: Path, changes: dict, name: str) -> None:
-    trainer = tiny_trainer(tmp_path / "run")
+    before = {"lora": {"rank": 2}} if "lora" in changes else {}
+    trainer = tiny_trainer(tmp_path / "run", **before)
     trainer.save_checkpoint()
     with pytest.raises(ConfigError, match=name):
         tiny_trainer(tmp_path / "run", **changes).resume()
+    assert tiny_trainer(tmp_path / "run", **before).resume()  # and the folder is free for the right one
 
 
 def test_what_changes_no_step_may_be_changed(tmp_path: Path) -> None:
@@ -228,6 +234,21 @@ def test_folders_that_hold_something_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="is a file"):
         tiny_trainer(tmp_path / "file").start()
+
+
+def test_a_run_killed_as_it_began_is_begun_again(tmp_path: Path) -> None:
+    (tmp_path / ".recipe.yaml.tmp").touch()
+    tiny_trainer(tmp_path, tokens=100).start()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_drawn_depends_on_the_recipes_seed_alone(tmp_path: Path) -> None:
+    drawn = []
+    for number, seed in enumerate((1, 1, 2)):
+        torch.manual_seed(number)
+        tiny_trainer(tmp_path / str(number), seed=seed).start()
+        drawn.append(torch.rand(()).item())
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:

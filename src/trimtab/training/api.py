@@ -79,7 +79,8 @@ def prepare(recipe: Recipe, note: Callable[[str], None]) -> Trainer:
     if recipe.validation is not None:
         spec = {key: value for key, value in recipe.validation.items() if key != "every"}
         held_out = validation_segments(spec, context)
-        trainer.validation, trainer.validation_bytes = held_out.segments, held_out.text_bytes
+        trainer.validation = held_out.segments
+        trainer.validation_bytes = held_out.text_bytes if trainer.objective.predicts_text else None
     if recipe.samples is not None:
         check_prompts(model, recipe.samples.prompts)
         trainer.generate = partial(continue_prompts, max_tokens=recipe.samples.max_tokens)

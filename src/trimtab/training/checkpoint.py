@@ -47,7 +47,7 @@ def write(
     made = replace_folder(folder / f"step-{step:08d}", fill, what="the checkpoint", overwrite=True)
     _flush(folder)
     for old in all_of(folder)[:-keep]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
     return made
 
 

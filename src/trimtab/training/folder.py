@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trimtab.errors import OutputError
 
-_OURS = ("recipe.yaml", "metrics.jsonl", "checkpoints")
+_OURS = ("recipe.yaml", "metrics.jsonl", "checkpoints", "tensorboard")
 
 
 class RunFolder:
@@ -31,7 +31,9 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise OutputError(f"the output {self.path} is a file; name a folder as 'output'")
-        names = sorted(entry.name for entry in self.path.iterdir())
+        # A run that was killed as it began may have left such a file and nothing else.
+        half_written = {scratch_of(self.path / name).name for name in _OURS}
+        names = sorted({entry.name for entry in self.path.iterdir()} - half_written)
         is_run = any(name in _OURS for name in names)
         if names and is_run and not resume:
             raise OutputError(
@@ -98,9 +100,14 @@ def _exclusive(folder: Path) -> int:
     return handle
 
 
+def scratch_of(path: Path) -> Path:
+    """Where `write_whole` writes what is then put into `path`."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 def write_whole(path: Path, text: str) -> None:
     """Put `text` into `path` at once: a reader or a kill finds the old file or the new one."""
-    scratch = path.with_name(f".{path.name}.tmp")
+    scratch = scratch_of(path)
     try:
         with scratch.open("w", encoding="utf-8") as file:
             file.write(text)

@@ -86,12 +86,23 @@ class Trainer:
             self.folder.lock()
             self.folder.sweep()
         self._started = True
-        found = None
-        if resume:
-            with self.ranks.first_goes_first():  # it puts a damaged checkpoint aside
-                found = checkpoint.read_last(self.folder.checkpoints, say)
+        try:
+            return self._go_on(say) if resume else self._begin()
+        except BaseException:
+            self.folder.unlock()
+            raise
+
+    def _begin(self) -> bool:
+        # Each process draws its own, as its texts are its own.
+        torch.manual_seed(self.recipe.seed + self.ranks.rank)
+        return False
+
+    def _go_on(self, say: Callable[[str], None]) -> bool:
+        with self.ranks.first_goes_first():  # it puts a damaged checkpoint aside
+            found = checkpoint.read_last(self.folder.checkpoints, say)
         if found is None:
-            return False
+            say(f"there is no checkpoint in {self.folder.checkpoints}; the run begins at its first step")
+            return self._begin()
         _, tensors, state = found
         resuming.check_same(state.get("recipe", {}), self.recipe)
         self.state.load(tensors)
@@ -143,8 +154,8 @@ class Trainer:
             self._peak = peak * self.ranks.world
             logs, progress = None, None
             if self.ranks.is_first:
-                resuming.write_settings(self.folder.recipe, self.recipe)
                 logs = stack.enter_context(RunLogs(self.folder, self.step, self.recipe.tensorboard))
+                resuming.write_settings(self.folder.recipe, self.recipe)
                 progress = Progress(self.recipe.steps, self.recipe.log_seconds)
                 stack.enter_context(progress)
             stop = stack.enter_context(StopSignals())
@@ -247,6 +258,10 @@ class Trainer:
         with autocast(self.recipe, self.device):
             return self.objective.loss_sum(self.model, batch)
 
+    def _held_out(self, batch: Batch) -> torch.Tensor:
+        with autocast(self.recipe, self.device):
+            return self.objective.held_out_sum(self.model, batch)
+
     def _failure(self, what: str, segments: Sequence[Segment]) -> NumericsError:
         folder = self.folder.failures if self.ranks.is_first else None
         return not_finite(what, self.step + 1, segments, folder, self.model.tokenizer)
@@ -258,7 +273,8 @@ class Trainer:
     def _validate(self) -> dict[str, Any]:
         with self.ema.in_place() if self.ema else nullcontext(), as_used(self.module):
             micro_batches = self.ranks.micro_batches(self.validation, self.recipe.micro_batch_tokens)
-            total, units = self.ranks.all_sum(*held_out_loss(micro_batches, self._loss, self.objective.units))
+            found = held_out_loss(micro_batches, self._held_out, self.objective.units)
+            total, units = self.ranks.all_sum(*found)
             self.ranks.reshard(self.module)
         return validation_metrics(total, units, self.validation_bytes)
 

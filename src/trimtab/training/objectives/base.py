@@ -21,7 +21,10 @@ class Objective(ABC):
 
     Attributes:
         options: the method's options dataclass.
+        predicts_text: whether the units are tokens of text, so that bits per byte mean something.
     """
+
+    predicts_text = True
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -40,3 +43,7 @@ class Objective(ABC):
     @abstractmethod
     def loss_sum(self, model: Model, batch: Batch) -> torch.Tensor:
         """The float32 sum of losses, with gradients."""
+
+    def held_out_sum(self, model: Model, batch: Batch) -> torch.Tensor:
+        """What is reported of held-out data: the same without terms that only steer the training."""
+        return self.loss_sum(model, batch)

@@ -6,6 +6,7 @@ the data (`Segment.trained`), as TRL's and others' completion masks do.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,7 @@ class LMOptions:
     z_loss: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.z_loss < 0:
+        if not 0 <= self.z_loss < math.inf:
             raise ConfigError(f"option 'z_loss' of objective 'lm' is {self.z_loss}; it must be 0 or more")
 
 
@@ -56,9 +57,13 @@ class LanguageModelling(Objective):
         return batch.trained_tokens
 
     def loss_sum(self, model: Model, batch: Batch) -> torch.Tensor:
+        return self._sum(model, batch, self.options.z_loss)
+
+    def held_out_sum(self, model: Model, batch: Batch) -> torch.Tensor:
+        return self._sum(model, batch, 0.0)
+
+    def _sum(self, model: Model, batch: Batch, z_loss: float) -> torch.Tensor:
         attend = PackedAttend(model.config, model.rotary, batch.lengths, batch.tokens.device)
         hidden = model.run(batch.tokens, attend.positions, attend)
-        loss, _ = linear_cross_entropy(
-            hidden, model.output_weight, batch.targets, batch.weights, self.options.z_loss
-        )
+        loss, _ = linear_cross_entropy(hidden, model.output_weight, batch.targets, batch.weights, z_loss)
         return loss
