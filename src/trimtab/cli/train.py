@@ -12,9 +12,7 @@ from trimtab.cli import common
 
 
 def run(
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A YAML file (see recipes/).")
-    ],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file (see recipes/).")],
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder.")
     ] = False,
@@ -42,10 +40,10 @@ def run(
       trimtab train my-recipe.yaml --resume
       trimtab train my-recipe.yaml --set optimizer.lr=1e-3 --out runs/higher
     """
-    import yaml
+    from trimtab.training.recipe import parse_yaml
 
     pairs = [common.split_pair(text, "--set") for text in change or ()]
-    changes = {key: yaml.safe_load(value) for key, value in pairs}
+    changes = {key: parse_yaml(value, f"the value of --set {key}") for key, value in pairs}
     if out is not None:
         changes["output"] = str(out)
     if threads is not None:
