@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from trimtab.errors import CheckpointError
 from trimtab.models.save import replace_folder
+from trimtab.training.folder import to_disk
 
 TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
 FORMAT = 2  # 1 had no checksums
@@ -42,10 +42,10 @@ def write(
         sums = "".join(f"{_sha256(scratch / name)}  {name}\n" for name in (TENSORS, STATE))
         (scratch / SUMS).write_text(sums, encoding="utf-8")
         for path in (*scratch.iterdir(), scratch):
-            _flush(path)
+            to_disk(path)
 
     made = replace_folder(folder / f"step-{step:08d}", fill, what="the checkpoint", overwrite=True)
-    _flush(folder)
+    to_disk(folder)
     for old in all_of(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return made
@@ -107,14 +107,3 @@ def _check_sums(checkpoint: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Bring a file, or a folder's list of names, to the disk: a rename is atomic only for what is there."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folders, and needs none flushed
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

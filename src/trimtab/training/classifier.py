@@ -19,12 +19,13 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from trimtab.attachment import Base
-from trimtab.errors import ConfigError, OutputError, RequestError
+from trimtab.errors import ConfigError, RequestError
 from trimtab.models.packed import PackedAttend
 from trimtab.models.transformer import Model
 from trimtab.training.data.encoding import Marked, encode
 from trimtab.training.data.segments import Segment
 from trimtab.training.data.sources.build import first_token
+from trimtab.training.folder import write_whole
 
 TENSORS, FACTS = "classifier.safetensors", "classifier.json"
 FORMAT = 1
@@ -69,11 +70,8 @@ class Classifier(nn.Module):
             "model": Base.of(model).fingerprint,
         }
         weight = self.score.weight.detach().cpu().contiguous()
-        try:
-            _replace(folder / TENSORS, save({"score.weight": weight}))
-            _replace(folder / FACTS, (json.dumps(facts, indent=2) + "\n").encode())
-        except OSError as error:
-            raise OutputError(f"the classifier could not be written to {folder}: {error}") from None
+        write_whole(folder / TENSORS, save({"score.weight": weight}))
+        write_whole(folder / FACTS, json.dumps(facts, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path, model: Model) -> Classifier:
@@ -156,15 +154,6 @@ def _encode(
         if not len(segment):
             raise RequestError(f"text {number} to classify is empty")
     return [Segment(s.tokens[:max_tokens], s.trained[:max_tokens]) for s in segments]
-
-
-def _replace(file: Path, content: bytes) -> None:
-    scratch = file.with_name(f".{file.name}.new")
-    try:
-        scratch.write_bytes(content)
-        scratch.replace(file)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def _read_facts(file: Path) -> dict[str, Any]:

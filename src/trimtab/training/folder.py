@@ -100,17 +100,28 @@ def _exclusive(folder: Path) -> int:
     return handle
 
 
+def to_disk(path: Path) -> None:
+    """Bring a file, or a folder's list of names, to the disk: a rename is atomic only for what is there."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders, and needs none flushed
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def scratch_of(path: Path) -> Path:
     """Where `write_whole` writes what is then put into `path`."""
     return path.with_name(f".{path.name}.tmp")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Put `text` into `path` at once: a reader or a kill finds the old file or the new one."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Put `content` into `path` at once: a reader or a kill finds the old file or the new one."""
     scratch = scratch_of(path)
     try:
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with scratch.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)

@@ -44,6 +44,10 @@ def test_a_dataset_card_says_what_belongs_to_a_split(tmp_path):
     assert names(find_files(["."], tmp_path, subset="en"), tmp_path) == ["en/one.jsonl"]
     assert names(find_files(["."], tmp_path, "test", "en"), tmp_path) == ["en/two.jsonl"]
     assert names(find_files(["."], tmp_path, subset="de"), tmp_path) == ["de/one.jsonl"]
+    (tmp_path / "en/two.jsonl").unlink()
+    assert names(find_files(["."], tmp_path, subset="en"), tmp_path) == ["en/one.jsonl"]
+    with pytest.raises(ConfigError, match=r"no file matches .*two\.\*"):
+        find_files(["."], tmp_path, "test", "en")
     with pytest.raises(ConfigError, match=r"no subset 'dee'. Did you mean 'de'"):
         find_files(["."], tmp_path, subset="dee")
     card.write_text("---\nconfigs:\n- data_files: [{path: x}]\n---\n")

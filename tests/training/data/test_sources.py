@@ -231,3 +231,12 @@ def test_validation_without_a_token_to_predict_is_refused(context):
         validation_segments(
             {"kind": "documents", "paths": ["one.jsonl"], "first": "none", "end": False}, context
         )
+
+
+def test_a_weight_that_is_none_is_refused_before_files_are_read(context):
+    missing = {"kind": "documents", "paths": ["missing.jsonl"]}
+    for weights, message in ((["a", 1], "'weight' of a source is 'a'"), ([0, 0], "has the weight 0")):
+        with pytest.raises(ConfigError, match=message):
+            build_mixture([missing | {"weight": weight} for weight in weights], context)
+    with pytest.raises(ConfigError, match=r"unknown kind \['chat'\]"):
+        build_mixture([{"kind": ["chat"]}], context)

@@ -6,11 +6,13 @@ import glob
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from trimtab.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
 
 SUFFIXES = (
     ".jsonl",
@@ -86,18 +88,23 @@ def _files_of_name(place: Path) -> list[Path]:
 
 def _files_of_folder(folder: Path, split: str | None, subset: str | None) -> list[Path]:
     declared = _declared(folder, subset)
-    if declared is None:
-        if subset is not None:
-            raise ConfigError(f"'subset' is {subset!r}, but {folder} has no README.md that names subsets")
-        files = sorted(p for p in folder.rglob("*") if _is_data(p.relative_to(folder)) and p.is_file())
-        by_split: dict[str, list[Path]] = {}
-        for path in files:
-            by_split.setdefault(_split_of(path.relative_to(folder)), []).append(path)
-        if split is None and set(by_split) == {""}:
-            return files
-        by_split.pop("", None)
-    else:
-        by_split = declared
+    if declared is not None:
+        # Files of other splits need not be there.
+        patterns = _of_split(declared, split, folder)
+        return [path for pattern in patterns for path in _files_of_name(folder / pattern)]
+    if subset is not None:
+        raise ConfigError(f"'subset' is {subset!r}, but {folder} has no README.md that names subsets")
+    files = sorted(p for p in folder.rglob("*") if _is_data(p.relative_to(folder)) and p.is_file())
+    by_split: dict[str, list[Path]] = {}
+    for path in files:
+        by_split.setdefault(_split_of(path.relative_to(folder)), []).append(path)
+    if split is None and set(by_split) == {""}:
+        return files
+    by_split.pop("", None)
+    return _of_split(by_split, split, folder)
+
+
+def _of_split(by_split: dict[str, list[T]], split: str | None, folder: Path) -> list[T]:
     if not by_split:
         raise ConfigError(
             f"there is no data file in the folder {folder}; they end with {', '.join(SUFFIXES)}"
@@ -124,10 +131,11 @@ def _split_of(path: Path) -> str:
     return ""
 
 
-def _declared(folder: Path, subset: str | None) -> dict[str, list[Path]] | None:
-    """The files of each split as the dataset card's `configs` say, or None where they say nothing."""
+def _declared(folder: Path, subset: str | None) -> dict[str, list[str]] | None:
+    """File names and globs of each split as the dataset card's `configs` say; None where they say nothing."""
     card = folder / "README.md"
-    front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.S) if card.is_file() else None
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    front = re.match(r"---\n(.*?)\n---", text, re.S)
     try:
         about = yaml.safe_load(front[1]) if front else None
     except yaml.YAMLError as error:
@@ -143,15 +151,11 @@ def _declared(folder: Path, subset: str | None) -> dict[str, list[Path]] | None:
     if name not in by_name:
         raise ConfigError(f"{folder} has no subset {name!r}.{did_you_mean(name, by_name)}")
     try:
-        by_split = _patterns(by_name[name].get("data_files"))
+        return _patterns(by_name[name].get("data_files")) or None
     except (KeyError, TypeError):
         raise ConfigError(
             f"the 'data_files' of subset {name!r} in {card} name no 'split' and 'path'"
         ) from None
-    return {
-        split: [path for pattern in patterns for path in _files_of_name(folder / pattern)]
-        for split, patterns in by_split.items()
-    } or None
 
 
 def _patterns(data_files: Any) -> dict[str, list[str]]:

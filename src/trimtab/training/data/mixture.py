@@ -11,6 +11,18 @@ from trimtab.training.data.segments import Segment
 from trimtab.training.data.sources.base import Source
 
 
+def shares_of(weights: Sequence[float]) -> list[float]:
+    """Weights as shares that add up to 1; ConfigError for a weight that is none, or nothing but zeros."""
+    for weight in weights:
+        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not number or not 0 <= weight < math.inf:
+            raise ConfigError(f"the 'weight' of a source is {weight!r}; it must be a number from 0 up")
+    total = sum(weights)
+    if not total:
+        raise ConfigError("every source of the mixture has the weight 0; give one of them more")
+    return [weight / total for weight in weights]
+
+
 class Mixture(Source):
     """Gives the next segment from the source that is furthest behind its share of tokens.
 
@@ -25,16 +37,9 @@ class Mixture(Source):
     def __init__(
         self, sources: Sequence[Source], weights: Sequence[float], names: Sequence[str] | None = None
     ) -> None:
-        for weight in weights:
-            number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-            if not number or not 0 <= weight < math.inf:
-                raise ConfigError(f"the 'weight' of a source is {weight!r}; it must be a number from 0 up")
-        total = sum(weights)
-        if not total:
-            raise ConfigError("every source of the mixture has the weight 0; give one of them more")
         self.sources = list(sources)
         self.names = list(names) if names is not None else [f"source {i + 1}" for i in range(len(sources))]
-        self.shares = [w / total for w in weights]
+        self.shares = shares_of(weights)
         self.taken = [0] * len(self.sources)
 
     def next(self) -> Segment:

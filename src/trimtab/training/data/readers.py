@@ -95,7 +95,7 @@ def _json_lines(path: Path, blocks: Iterator[str], problems: Problems) -> Iterat
             continue
         try:
             values = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also a number of too many digits
             problems.meet(f"{path}, line {number} is no JSON: {error}")
             continue
         if not isinstance(values, dict):

@@ -20,6 +20,7 @@ import numpy as np
 from trimtab.errors import ConfigError
 from trimtab.models.save import replace_folder
 from trimtab.training.data.segments import Segment
+from trimtab.training.folder import to_disk
 
 _ONES = np.ones(1 << 20, dtype=bool)
 
@@ -111,10 +112,10 @@ class TokenStore:
             with (scratch / "store.json").open("wb") as file:
                 file.write(json.dumps(known, indent=2).encode() + b"\n")
                 _sync(file)
-            sync_folder(scratch)
+            to_disk(scratch)
 
         replace_folder(folder, fill, what="the token store", overwrite=False)
-        sync_folder(folder.parent)
+        to_disk(folder.parent)
         return cls.open(folder)
 
     @property
@@ -139,15 +140,6 @@ class TokenStore:
         trained = np.ones(len(tokens), bool) if self.trained is None else np.asarray(self.trained[start:end])
         label = None if self.labels is None else int(self.labels[document])
         return Segment(tokens, trained, label)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in `folder` to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _write_ones(file: BinaryIO, count: int) -> None:

@@ -12,7 +12,7 @@ from trimtab.models.tokenizer import Tokenizer
 from trimtab.registry import build_dataclass
 from trimtab.training.data.files import find_files
 from trimtab.training.data.formats import ChatFormat, CompletionFormat, Format, LabelledFormat, TextFormat
-from trimtab.training.data.mixture import Mixture
+from trimtab.training.data.mixture import Mixture, shares_of
 from trimtab.training.data.segments import Segment
 from trimtab.training.data.sources import options
 from trimtab.training.data.sources.base import Source
@@ -83,12 +83,14 @@ def build_mixture(specs: Sequence[Mapping[str, Any]], context: SourceContext) ->
     """All sources of a recipe; each has besides its own settings a `weight` (default 1) and a `name`."""
     if not specs:
         raise ConfigError("the mixture is empty; give at least one source")
-    sources, weights, names = [], [], []
-    for index, spec in enumerate(specs):
+    for spec in specs:
         if not isinstance(spec, Mapping):
             raise ConfigError(f"a source of the mixture is {spec!r}; it must be a mapping with a 'kind'")
-        own = dict(spec)
-        weights.append(own.pop("weight", 1.0))
+    weights = [spec.get("weight", 1.0) for spec in specs]
+    shares_of(weights)  # before files are tokenized, which may take long
+    sources, names = [], []
+    for index, spec in enumerate(specs):
+        own = {key: value for key, value in spec.items() if key != "weight"}
         names.append(str(own.pop("name", own.get("kind"))))
         sources.append(build_source(own, replace(context, seed=context.seed + index)))
     return Mixture(sources, weights, names)
