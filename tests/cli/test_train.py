@@ -25,3 +25,8 @@ def test_a_wrong_setting_is_one_line(trimtab_cli, tmp_path, monkeypatch, change,
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     assert told in result.stderr
     assert [entry.name for entry in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_no_threads_are_refused(trimtab_cli):
+    result = trimtab_cli("train", "recipe.yaml", "--threads", "0")
+    assert (result.exit_code, result.stderr) == (2, "error: --threads is 0; it must be at least 1\n")

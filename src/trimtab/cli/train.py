@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from trimtab.cli import common
+from trimtab.errors import ConfigError
 
 
 def run(
@@ -47,6 +48,8 @@ def run(
     if out is not None:
         changes["output"] = str(out)
     if threads is not None:
+        if threads < 1:
+            raise ConfigError(f"--threads is {threads}; it must be at least 1")
         import torch
 
         torch.set_num_threads(threads)
