@@ -27,6 +27,7 @@ from trimtab.training.data.segments import Segment
 from trimtab.training.data.sources.base import Source
 from trimtab.training.initial import initial_model
 from trimtab.training.loop import Trainer
+from trimtab.training.metrics import read_lines
 from trimtab.training.objectives.classify import Classify, ClassifyOptions
 
 LABELS = ("bad", "fair", "good")
@@ -265,12 +266,21 @@ def test_a_recipe_trains_an_adapter_and_a_head(tmp_path: Path) -> None:
         "mixture": [
             {"kind": "labelled", "paths": [str(tmp_path / "reviews.jsonl")], "labels": ["no", "yes"]}
         ],
+        "validation": {
+            "kind": "labelled",
+            "paths": [str(tmp_path / "reviews.jsonl")],
+            "labels": ["no", "yes"],
+            "windows": 4,
+        },
         "cache": str(tmp_path / "cache"),
         "tokens": 40_000,
         "batch_tokens": 1000,
         "optimizer": {"name": "adamw", "lr": 1e-2, "weight_decay": 0.0},
     }
     trained = trimtab.train(recipe)
+    last = read_lines(trained.output / "metrics.jsonl")[-1]
+    assert "validation_loss" in last and "validation_bits_per_byte" not in last
+    assert "nats per text" in (trained.output / "report.html").read_text()
     model = trimtab.load(trained.model)
     head = Classifier.load(trained.model, model)
     found = [one.label for one in classify(model, head, [sentence(i % 2) for i in range(100)])]

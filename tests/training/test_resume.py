@@ -156,6 +156,18 @@ def test_a_changed_recipe_is_refused_by_name(tmp_path: Path, changes: dict, name
     assert tiny_trainer(tmp_path / "run", **before).resume()  # and the folder is free for the right one
 
 
+def test_other_frozen_weights_are_refused(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path / "run")
+    trainer.frozen = "one"
+    trainer.save_checkpoint()
+    again = tiny_trainer(tmp_path / "run")
+    again.frozen = "two"
+    with pytest.raises(ConfigError, match="has other weights than when the run began"):
+        again.resume()
+    again.frozen = "one"
+    assert again.resume()
+
+
 def test_what_changes_no_step_may_be_changed(tmp_path: Path) -> None:
     tiny_trainer(tmp_path / "run").save_checkpoint()
     changes = {"keep_checkpoints": 5, "log_seconds": 1, "save_dtype": "bfloat16", "validation": {"every": 7}}

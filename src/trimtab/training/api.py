@@ -80,11 +80,12 @@ def prepare(recipe: Recipe, note: Callable[[str], None]) -> Trainer:
         spec = {key: value for key, value in recipe.validation.items() if key != "every"}
         held_out = validation_segments(spec, context)
         trainer.validation = held_out.segments
-        trainer.validation_bytes = held_out.text_bytes if trainer.objective.predicts_text else None
+        trainer.validation_bytes = held_out.text_bytes if trainer.objective.unit == "token" else None
     if recipe.samples is not None:
         check_prompts(model, recipe.samples.prompts)
         trainer.generate = partial(continue_prompts, max_tokens=recipe.samples.max_tokens)
     if adapters is not None:
+        trainer.frozen = adapters.base.fingerprint
         made = {"trained on": [dict(source) for source in recipe.mixture], "tokens": recipe.tokens}
         trainer.export = lora.exporter(adapters, recipe.save_dtype, made)
     return trainer

@@ -47,6 +47,7 @@ class Trainer:
         tokens: tokens seen, all of a segment counted.
         validation, validation_bytes: held-out segments, and the bytes of their text (for bits per byte).
         generate: goes on with the prompts of the recipe's `samples`.
+        frozen: fingerprint of the weights below an adapter, for a run to go on with the same ones; or None.
         export: writes the trained model to a folder; default: a Hugging Face folder in `save_dtype`.
         stopped_by: the signal that ended `train`, or None.
     """
@@ -56,6 +57,7 @@ class Trainer:
         self.validation: Sequence[Segment] = ()
         self.validation_bytes: int | None = None
         self.generate: Generate | None = None
+        self.frozen: str | None = None
         self.export: Callable[[Model, Path], Any] | None = None
         self.output = Path(recipe.output)
         self.folder = RunFolder(self.output)
@@ -105,6 +107,11 @@ class Trainer:
             return self._begin()
         _, tensors, state = found
         resuming.check_same(state.get("recipe", {}), self.recipe)
+        if state.get("frozen") not in (None, self.frozen):
+            raise ConfigError(
+                f"the model of {self.recipe.where} has other weights than when the run began, and the run "
+                "trains an adapter for those; put them back, or begin a new run in another output folder"
+            )
         self.state.load(tensors)
         self.source.restore(state["source"])
         self.data_state = state["source"]
@@ -125,6 +132,7 @@ class Trainer:
             "tokens": self.tokens,
             "seconds": self.seconds,
             "source": self.data_state,
+            "frozen": self.frozen,
             "recipe": resuming.settings_of(self.recipe),
         }
         place = self.folder.checkpoints
@@ -191,7 +199,14 @@ class Trainer:
                     logs.flush()
                 self.save_checkpoint()
                 if self.ranks.is_first:
-                    write_report(self.folder, self.recipe, self.model, self.source, self.data_state)
+                    write_report(
+                        self.folder,
+                        self.recipe,
+                        self.model,
+                        self.source,
+                        self.data_state,
+                        self.objective.unit,
+                    )
                 last_save = time.monotonic()
 
     def _is_turn(self, every: int) -> bool:

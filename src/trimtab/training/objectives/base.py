@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,10 +21,10 @@ class Objective(ABC):
 
     Attributes:
         options: the method's options dataclass.
-        predicts_text: whether the units are tokens of text, so that bits per byte mean something.
+        unit: what `units` counts: a `token` of text, which has bits per byte, or a whole `text`.
     """
 
-    predicts_text = True
+    unit: Literal["token", "text"] = "token"
 
     def __init__(self, options: Any) -> None:
         self.options = options

@@ -60,7 +60,7 @@ class ClassifyOptions:
 )
 class Classify(Objective):
     options: ClassifyOptions
-    predicts_text = False
+    unit = "text"
 
     def __init__(self, options: ClassifyOptions) -> None:
         super().__init__(options)

@@ -30,9 +30,17 @@ Records = list[dict[str, Any]]
 
 
 def write_report(
-    folder: RunFolder, recipe: Recipe, model: Model, source: Source, data_state: dict[str, Any]
+    folder: RunFolder,
+    recipe: Recipe,
+    model: Model,
+    source: Source,
+    data_state: dict[str, Any],
+    unit: str = "token",
 ) -> None:
-    """Write the page of the run in `folder`; `data_state` is the source's after the last step."""
+    """Write the page of the run in `folder`.
+
+    `data_state` is the source's after the last step, `unit` what a loss is the mean over.
+    """
     import trimtab
 
     records = read_lines(folder.metrics)
@@ -48,8 +56,8 @@ def write_report(
             ),
             step=records[-1]["step"] if records else 0,
             steps=recipe.steps,
-            figures=figures(records),
-            pictures=pictures(records),
+            figures=figures(records, unit),
+            pictures=pictures(records, unit),
             shares=data_shares(source, data_state),
             samples=read_lines(folder.samples)[::-1],
             settings=flat(resuming.settings_of(recipe)),
@@ -66,7 +74,7 @@ def _environment() -> jinja2.Environment:
     return environment("trimtab.training.report")
 
 
-def pictures(records: Records) -> list[tuple[str, str]]:
+def pictures(records: Records, unit: str = "token") -> list[tuple[str, str]]:
     """Heading and SVG of each curve that has values."""
 
     def points(key: str) -> list[tuple[float, float]]:
@@ -78,7 +86,7 @@ def pictures(records: Records) -> list[tuple[str, str]]:
         Curve("validation", points("validation_loss"), "dots", colour=1),
     ]
     found = [
-        ("Loss, nats per token", picture(loss, "loss")),
+        (f"Loss, nats per {unit}", picture(loss, "loss")),
         (
             "Validation, bits per byte",
             picture([Curve("bits per byte", points("validation_bits_per_byte"), "dots")], "bits per byte"),
@@ -96,7 +104,7 @@ def pictures(records: Records) -> list[tuple[str, str]]:
     return [(heading, svg) for heading, svg in found if svg]
 
 
-def figures(records: Records) -> list[tuple[str, str]]:
+def figures(records: Records, unit: str = "token") -> list[tuple[str, str]]:
     """What the run came to, in words and numbers."""
     if not records:
         return []
@@ -111,7 +119,7 @@ def figures(records: Records) -> list[tuple[str, str]]:
     if validated:
         final = validated[-1]
         best = min(validated, key=lambda r: r["validation_loss"])
-        found.append(("validation loss, nats per token", f"{final['validation_loss']:.4f}"))
+        found.append((f"validation loss, nats per {unit}", f"{final['validation_loss']:.4f}"))
         found.append(("lowest so far", f"{best['validation_loss']:.4f} at step {best['step']:,}"))
         found.append(("validation perplexity", format_number(math.exp(min(final["validation_loss"], 700.0)))))
         if "validation_bits_per_byte" in final:
