@@ -27,13 +27,11 @@ def build_model(recipe: Recipe) -> Model:
     if settings.source is not None:
         source = local_path(settings.source, recipe.folder)
         model = load(None if source == "shipped" else source, dtype="float32")
-        tokenizer_folder = settings.tokenizer
     else:
         assert settings.config is not None
         model = initial_model(config_from_dict(settings.config, where="'model.config'"), recipe.seed)
-        tokenizer_folder = settings.tokenizer
-    if tokenizer_folder is not None:
-        folder = Path(local_path(tokenizer_folder, recipe.folder))
+    if settings.tokenizer is not None:
+        folder = Path(local_path(settings.tokenizer, recipe.folder))
         model.tokenizer = Tokenizer.from_folder(folder, model.config.vocab_size)
         model.path = folder
     if settings.new_tokenizer is not None:
