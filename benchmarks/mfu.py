@@ -23,7 +23,7 @@ from _trainers import our_trainer
 
 from trimtab.models.shapes import random_model, shape
 from trimtab.training.data.segments import Segment, all_trained
-from trimtab.training.speed import peak_flops, training_flops
+from trimtab.training.watching.speed import peak_flops, training_flops
 
 # Dense bfloat16 operations a second, from the makers' data sheets.
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}

@@ -13,7 +13,7 @@ import yaml
 from trimtab.errors import ConfigError
 from trimtab.models.transformer import Model
 from trimtab.skills import SKILLS
-from trimtab.training.metrics import read_lines
+from trimtab.training.watching.metrics import read_lines
 
 TEMPLATES = Path(__file__).parent / "cards"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from trimtab.training.report.curves import HEIGHT, WIDTH, Curve, picture, smoothed
+from trimtab.training.watching.report.curves import HEIGHT, WIDTH, Curve, picture, smoothed
 
 # The report's page has these rules in its style sheet; a picture beside a card has to bring them.
 STYLE = (

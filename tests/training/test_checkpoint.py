@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trimtab.errors import CheckpointError, OutputError
-from trimtab.training import checkpoint
+from trimtab.training.keeping import checkpoint
 
 TENSORS = {"a": torch.arange(3000.0), "b": torch.tensor(7)}
 

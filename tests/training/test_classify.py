@@ -25,10 +25,10 @@ from trimtab.training.classifier import FACTS, TENSORS, Classifier, classify, po
 from trimtab.training.data.batch import pack
 from trimtab.training.data.segments import Segment
 from trimtab.training.data.sources.base import Source
-from trimtab.training.initial import initial_model
 from trimtab.training.loop import Trainer
-from trimtab.training.metrics import read_lines
 from trimtab.training.objectives.classify import Classify, ClassifyOptions
+from trimtab.training.starting.initial import initial_model
+from trimtab.training.watching.metrics import read_lines
 
 LABELS = ("bad", "fair", "good")
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from training.distributed_runs import ALL, FEW, HALF, LABELS, MANY, run
 from trimtab.training.data.segments import all_trained
 from trimtab.training.distributed.ranks import Ranks, even_groups
-from trimtab.training.metrics import read_lines
+from trimtab.training.watching.metrics import read_lines
 
 TESTS = Path(__file__).parents[1]
 

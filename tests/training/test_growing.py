@@ -9,7 +9,7 @@ from training.tiny import CONFIG
 from trimtab.errors import ConfigError
 from trimtab.models.config import config_from_dict
 from trimtab.models.shapes import random_model
-from trimtab.training.growing import grow
+from trimtab.training.starting.growing import grow
 
 IDS = torch.arange(40).view(2, 20)
 

@@ -18,10 +18,10 @@ from trimtab.models.config import config_from_dict
 from trimtab.training.data.batch import pack
 from trimtab.training.data.segments import Segment
 from trimtab.training.loop import Trainer
-from trimtab.training.metrics import read_lines
 from trimtab.training.objectives.lm import LanguageModelling, LMOptions
-from trimtab.training.progress import Progress, duration
-from trimtab.training.speed import peak_flops, training_flops
+from trimtab.training.watching.metrics import read_lines
+from trimtab.training.watching.progress import Progress, duration
+from trimtab.training.watching.speed import peak_flops, training_flops
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from trimtab.models.lora import Adapters, LoraSettings, add_lora, load_adapters,
 from trimtab.models.save import save
 from trimtab.models.shapes import random_model, shape
 from trimtab.models.transformer import Model
-from trimtab.training.lora import apply, exporter
+from trimtab.training.starting.lora import apply, exporter
 
 CONFIG = shape(
     "125m",

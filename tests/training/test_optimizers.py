@@ -9,8 +9,8 @@ from torch import nn
 from trimtab.training.optimizers import muon
 from trimtab.training.optimizers.build import build_optimizers, load_state_tensors, state_tensors
 from trimtab.training.optimizers.muon import Muon, orthogonalize
+from trimtab.training.optimizers.schedule import Schedule
 from trimtab.training.recipe import OptimizerSettings
-from trimtab.training.schedule import Schedule
 
 
 def parameters(*shapes: tuple[int, ...], seed: int = 0) -> list[nn.Parameter]:

@@ -11,12 +11,12 @@ from trimtab.errors import ConfigError, OutputError
 from trimtab.models.checkpoint import load
 from trimtab.models.config import config_from_dict
 from trimtab.training.api import train
-from trimtab.training.initial import initial_model
+from trimtab.training.keeping.resuming import settings_of, write_settings
+from trimtab.training.optimizers.schedule import Schedule
 from trimtab.training.recipe import ModelSettings, read_recipe, recipe_from_dict
-from trimtab.training.resuming import settings_of, write_settings
-from trimtab.training.samples import check_prompts
-from trimtab.training.schedule import Schedule
 from trimtab.training.setup import with_context
+from trimtab.training.starting.initial import initial_model
+from trimtab.training.watching.samples import check_prompts
 
 PLAIN = {"output": "out", "model": {"source": "shipped"}, "mixture": [{"kind": "documents"}], "tokens": 1000}
 

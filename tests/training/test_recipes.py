@@ -14,9 +14,9 @@ import trimtab
 from training.tiny import CONFIG
 from trimtab.models.config import config_from_dict
 from trimtab.models.save import save
-from trimtab.training.initial import initial_model
 from trimtab.training.recipe import read_recipe
-from trimtab.training.tokenizers.train import TokenizerSettings, train_tokenizer
+from trimtab.training.starting.initial import initial_model
+from trimtab.training.starting.tokenizers.train import TokenizerSettings, train_tokenizer
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 # Those that go on from another's result come after it.

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from training.tiny import tiny_trainer
-from trimtab.training.report.curves import MOST_POINTS, Curve, picture, smoothed, thinned
-from trimtab.training.report.write import data_shares, figures, flat, pictures
+from trimtab.training.watching.report.curves import MOST_POINTS, Curve, picture, smoothed, thinned
+from trimtab.training.watching.report.write import data_shares, figures, flat, pictures
 
 
 def test_the_page_of_a_run(tmp_path: Path) -> None:

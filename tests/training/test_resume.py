@@ -15,9 +15,9 @@ import torch
 
 from training.tiny import CONFIG, losses, tiny_trainer
 from trimtab.errors import CheckpointError, ConfigError, OutputError
-from trimtab.training import checkpoint
+from trimtab.training.keeping import checkpoint
 from trimtab.training.loop import Trainer
-from trimtab.training.metrics import read_lines
+from trimtab.training.watching.metrics import read_lines
 
 WATCHED = {"validation": {"every": 3}}
 

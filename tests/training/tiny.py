@@ -14,9 +14,9 @@ from trimtab.training.data.mixture import Mixture
 from trimtab.training.data.segments import Segment, all_trained
 from trimtab.training.data.sources.base import Source
 from trimtab.training.loop import Trainer
-from trimtab.training.metrics import read_lines
 from trimtab.training.objectives.lm import LanguageModelling
 from trimtab.training.recipe import Recipe, recipe_from_dict
+from trimtab.training.watching.metrics import read_lines
 
 VOCAB = 64
 CONFIG = {

@@ -178,7 +178,7 @@ class _Comparison:
         self.tasks = tasks
         self.seed = seed
         self.progress = progress
-        self.models: dict[tuple[str | None, str, str], Model] = {}
+        self.models: dict[tuple[str | None, str | None, str, str], Model] = {}
         self.backends: dict[str, str] = {}
         self.results: dict[tuple[str, str], TaskResult] = {}
         self.errors: dict[tuple[str, str], str] = {}

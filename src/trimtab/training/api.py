@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import ConfigError
-from trimtab.training import lora
+from trimtab.training.computing import choose_device
 from trimtab.training.data.sources.build import build_mixture, validation_segments
-from trimtab.training.folder import RunFolder
+from trimtab.training.keeping.folder import RunFolder
 from trimtab.training.loop import Trainer
-from trimtab.training.memory import choose_device
 from trimtab.training.recipe import Recipe, read_recipe, recipe_from_dict
-from trimtab.training.samples import check_prompts, continue_prompts
 from trimtab.training.setup import build_context, build_model, build_objective
+from trimtab.training.starting import lora
+from trimtab.training.watching.samples import check_prompts, continue_prompts
 
 
 @dataclass(frozen=True, slots=True)

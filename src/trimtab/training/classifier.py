@@ -25,7 +25,7 @@ from trimtab.models.transformer import Model
 from trimtab.training.data.encoding import Marked, encode
 from trimtab.training.data.segments import Segment
 from trimtab.training.data.sources.build import first_token
-from trimtab.training.folder import write_whole
+from trimtab.training.keeping.folder import write_whole
 
 TENSORS, FACTS = "classifier.safetensors", "classifier.json"
 FORMAT = 1

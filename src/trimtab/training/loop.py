@@ -14,28 +14,29 @@ import torch
 from torch import nn
 
 from trimtab.errors import ConfigError, NumericsError, OutputError
+from trimtab.kernels.training.memory import keep_freed_memory
 from trimtab.models.save import save
 from trimtab.models.transformer import Model
-from trimtab.training import checkpoint, resuming
+from trimtab.training.computing import autocast, choose_device, prepare_layers
 from trimtab.training.data.batch import Batch
 from trimtab.training.data.prefetch import Prefetched
 from trimtab.training.data.segments import Segment
 from trimtab.training.data.sources.base import Source
 from trimtab.training.distributed.ranks import Ranks
-from trimtab.training.ema import Ema
-from trimtab.training.failures import not_finite
-from trimtab.training.folder import RunFolder
-from trimtab.training.logs import RunLogs
-from trimtab.training.memory import autocast, choose_device, prepare_layers
+from trimtab.training.keeping import checkpoint, resuming
+from trimtab.training.keeping.failures import not_finite
+from trimtab.training.keeping.folder import RunFolder
+from trimtab.training.keeping.signals import StopSignals
+from trimtab.training.keeping.state import TrainingState
 from trimtab.training.objectives.base import Objective
 from trimtab.training.optimizers.build import build_optimizers
-from trimtab.training.progress import Progress
+from trimtab.training.optimizers.ema import Ema
 from trimtab.training.recipe import Recipe
-from trimtab.training.report.write import write_report
-from trimtab.training.signals import StopSignals
-from trimtab.training.speed import peak_flops, training_flops
-from trimtab.training.state import TrainingState
-from trimtab.training.watching import Generate, as_used, held_out_loss, validation_metrics
+from trimtab.training.watching.held_out import Generate, as_used, held_out_loss, validation_metrics
+from trimtab.training.watching.logs import RunLogs
+from trimtab.training.watching.progress import Progress
+from trimtab.training.watching.report.write import write_report
+from trimtab.training.watching.speed import peak_flops, training_flops
 
 
 class Trainer:
@@ -158,6 +159,7 @@ class Trainer:
             stack.callback(self.folder.unlock)
             stack.callback(self.batches.close)
             self._started = False
+            keep_freed_memory()
             peak = peak_flops(self.device, getattr(torch, self.recipe.precision))
             self._peak = peak * self.ranks.world
             logs, progress = None, None

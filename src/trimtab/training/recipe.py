@@ -19,7 +19,7 @@ import yaml
 
 from trimtab.errors import ConfigError, did_you_mean
 from trimtab.registry import build_dataclass
-from trimtab.training.schedule import Schedule
+from trimtab.training.optimizers.schedule import Schedule
 
 
 @dataclass(frozen=True, slots=True)

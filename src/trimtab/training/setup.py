@@ -14,11 +14,11 @@ from trimtab.models.tokenizer import Tokenizer
 from trimtab.models.transformer import Model
 from trimtab.registry import OBJECTIVES
 from trimtab.training.data.sources.build import SourceContext
-from trimtab.training.growing import grow
-from trimtab.training.initial import initial_model
 from trimtab.training.objectives.base import Objective
 from trimtab.training.recipe import ModelSettings, Recipe
-from trimtab.training.tokenizers.replace import replace_tokenizer
+from trimtab.training.starting.growing import grow
+from trimtab.training.starting.initial import initial_model
+from trimtab.training.starting.tokenizers.replace import replace_tokenizer
 
 
 def build_model(recipe: Recipe) -> Model:

@@ -13,7 +13,7 @@ from pathlib import Path
 from trimtab.models.tokenizer import Tokenizer
 from trimtab.training.data.formats import TextFormat
 from trimtab.training.data.store_cache import Reading, cached_store
-from trimtab.training.tokenizers.train import TokenizerSettings, train_tokenizer
+from trimtab.training.starting.tokenizers.train import TokenizerSettings, train_tokenizer
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog. It was 12 years old.\n\nThen it slept.",

@@ -15,8 +15,8 @@ from trimtab.training.data.batch import pack
 from trimtab.training.data.segments import all_trained
 from trimtab.training.data.text_bytes import text_bytes
 from trimtab.training.objectives.lm import LanguageModelling
-from trimtab.training.tokenizers.replace import replace_tokenizer
-from trimtab.training.tokenizers.train import TokenizerSettings, train_tokenizer
+from trimtab.training.starting.tokenizers.replace import replace_tokenizer
+from trimtab.training.starting.tokenizers.train import TokenizerSettings, train_tokenizer
 
 SHARED = Path(__file__).parents[3] / "../shared"
 OTHER = "De snelle bruine vos springt over de luie hond, een koe en 你好. " * 4

@@ -5,7 +5,7 @@ import pytest
 from training.data.small import CHAT, TEXTS, tokenizer, write_lines
 from trimtab.errors import ConfigError, OutputError
 from trimtab.models.tokenizer import Tokenizer
-from trimtab.training.tokenizers.train import TokenizerSettings, train_tokenizer
+from trimtab.training.starting.tokenizers.train import TokenizerSettings, train_tokenizer
 
 
 def test_a_trained_tokenizer_gives_every_text_back():

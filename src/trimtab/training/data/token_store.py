@@ -20,7 +20,7 @@ import numpy as np
 from trimtab.errors import ConfigError
 from trimtab.models.save import replace_folder
 from trimtab.training.data.segments import Segment
-from trimtab.training.folder import to_disk
+from trimtab.training.keeping.folder import to_disk
 
 _ONES = np.ones(1 << 20, dtype=bool)
 

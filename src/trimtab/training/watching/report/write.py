@@ -12,14 +12,14 @@ from trimtab import hardware
 from trimtab.models.transformer import Model
 from trimtab.pages.numbers import format_number
 from trimtab.pages.shell import environment
-from trimtab.training import resuming
 from trimtab.training.data.mixture import Mixture
 from trimtab.training.data.sources.base import Source
-from trimtab.training.folder import RunFolder, write_whole
-from trimtab.training.metrics import read_lines
-from trimtab.training.progress import duration
+from trimtab.training.keeping import resuming
+from trimtab.training.keeping.folder import RunFolder, write_whole
 from trimtab.training.recipe import Recipe
-from trimtab.training.report.curves import Curve, picture, smoothed
+from trimtab.training.watching.metrics import read_lines
+from trimtab.training.watching.progress import duration
+from trimtab.training.watching.report.curves import Curve, picture, smoothed
 
 if TYPE_CHECKING:
     import jinja2
@@ -71,7 +71,7 @@ def write_report(
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    return environment("trimtab.training.report")
+    return environment("trimtab.training.watching.report")
 
 
 def pictures(records: Records, unit: str = "token") -> list[tuple[str, str]]:

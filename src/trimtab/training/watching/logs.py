@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from trimtab.training.folder import RunFolder
-from trimtab.training.metrics import JsonLines, TensorBoard
+from trimtab.training.keeping.folder import RunFolder
+from trimtab.training.watching.metrics import JsonLines, TensorBoard
 
 
 class RunLogs:

@@ -7,8 +7,8 @@ from torch import nn
 
 from trimtab.errors import CheckpointError
 from trimtab.training.distributed.sharded import cut
-from trimtab.training.ema import Ema
 from trimtab.training.optimizers.build import load_state_tensors, state_tensors
+from trimtab.training.optimizers.ema import Ema
 
 
 class TrainingState:

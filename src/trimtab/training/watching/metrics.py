@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import ConfigError, OutputError
-from trimtab.training.folder import write_whole
+from trimtab.training.keeping.folder import write_whole
 
 
 class JsonLines:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from trimtab.errors import ConfigError
-from trimtab.training.folder import write_whole
+from trimtab.training.keeping.folder import write_whole
 from trimtab.training.recipe import Recipe
 
 # None of these changes what a step computes; `tokens` only says how many there are.

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from trimtab.errors import CheckpointError
 from trimtab.models.save import replace_folder
-from trimtab.training.folder import to_disk
+from trimtab.training.keeping.folder import to_disk
 
 TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
 FORMAT = 2  # 1 had no checksums

@@ -1,0 +1,1 @@
+"""Nothing lost: the run's folder, checkpoints, resuming, what is kept of a failure."""

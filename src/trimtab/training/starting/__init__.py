@@ -1,0 +1,1 @@
+"""What a run starts from: initial weights, a grown model, adapters, another tokenizer."""
