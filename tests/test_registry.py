@@ -118,7 +118,7 @@ def test_text_becomes_typed_values(raw, expected):
         ({"rows": True}, r"True; it must be a whole number"),
         ({"ratio": "half"}, r"'half'; it must be a number"),
         ({"sinks": "perhaps"}, r"'perhaps'; it must be true or false"),
-        ({"limit": "x"}, r"option 'limit' of here is 'x'; allowed: int \| None"),
+        ({"limit": "x"}, r"option 'limit' of here is 'x'; it must be a whole number"),
     ],
 )
 def test_a_wrong_option_is_one_clear_sentence(raw, message):

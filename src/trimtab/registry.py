@@ -13,6 +13,7 @@ A module registers its class so:
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import importlib
 import importlib.metadata
@@ -123,7 +124,7 @@ def build_dataclass(cls: type, raw: Mapping[str, Any], *, where: str) -> Any:
     values = {}
     for key, value in raw.items():
         if key not in fields:
-            hint = did_you_mean(key, fields) if fields else " It has no options."
+            hint = did_you_mean(str(key), fields) if fields else " It has no options."
             raise ConfigError(f"unknown option {key!r} of {where}.{hint}")
         values[key] = _convert(value, hints[key], f"option {key!r} of {where}")
     missing = [
@@ -142,9 +143,10 @@ def _convert(value: Any, hint: Any, what: str) -> Any:
         choices = typing.get_args(hint)
         if type(None) in choices and (value is None or value == "none"):
             return None
+        choices = tuple(choice for choice in choices if choice is not type(None))
+        if len(choices) == 1:
+            return _convert(value, choices[0], what)
         for choice in choices:
-            if choice is type(None):
-                continue
             try:
                 return _convert(value, choice, what)
             except ConfigError:
@@ -172,7 +174,7 @@ def _convert(value: Any, hint: Any, what: str) -> Any:
             return False
         raise ConfigError(f"{what} is {value!r}; it must be true or false")
     if hint is int:
-        if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
             raise ConfigError(f"{what} is {value!r}; it must be a whole number")
         try:
             return int(value)
@@ -183,6 +185,8 @@ def _convert(value: Any, hint: Any, what: str) -> Any:
             return float(value)
         except (TypeError, ValueError):
             raise ConfigError(f"{what} is {value!r}; it must be a number") from None
+    if origin is collections.abc.Mapping and not isinstance(value, Mapping):
+        raise ConfigError(f"{what} is {value!r}; it must be a mapping of names to values")
     if hint is str:
         return str(value)
     if hasattr(hint, "parse"):  # a value type such as a share: written as text, converted by itself

@@ -26,7 +26,7 @@ def fold_rotation(model: Model, key_block: int, value_block: int, order: Tensor 
     if model.weights != "plain":
         raise ConfigError(
             f"a rotation is folded into plain weights, and the model was loaded with weights={model.weights};"
-            f" load it without, and give weights={model.weights} in the plan, where it comes after the folding"
+            f" load it without, and set weights={model.weights} in the plan, where it comes after folding"
         )
     weights = dict(model.state_dict())
     for layer in range(model.config.num_layers):

@@ -75,9 +75,11 @@ def prepare(recipe: Recipe, note: Callable[[str], None]) -> Trainer:
     model = build_model(recipe)
     context = build_context(recipe, model, note)
     adapters = None if recipe.lora is None else lora.apply(model, recipe.lora, f"'lora' in {recipe.where}")
-    trainer = Trainer(recipe, model, build_mixture(recipe.mixture, context), build_objective(recipe))
+    objective = build_objective(recipe)
+    mixture = [objective.source(spec) for spec in recipe.mixture]
+    trainer = Trainer(recipe, model, build_mixture(mixture, context), objective)
     if recipe.validation is not None:
-        spec = {key: value for key, value in recipe.validation.items() if key != "every"}
+        spec = objective.source({key: value for key, value in recipe.validation.items() if key != "every"})
         held_out = validation_segments(spec, context)
         trainer.validation = held_out.segments
         trainer.validation_bytes = held_out.text_bytes if trainer.objective.unit == "token" else None

@@ -117,6 +117,7 @@ class Trainer:
         self.source.restore(state["source"])
         self.data_state = state["source"]
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        say(f"going on from step {self.step:,} of {self.recipe.steps:,}")
         self._saved = self.step
         return True
 

@@ -30,6 +30,11 @@ def build_model(recipe: Recipe) -> Model:
     else:
         assert settings.config is not None
         model = initial_model(config_from_dict(settings.config, where="'model.config'"), recipe.seed)
+    if settings.tokenizer is not None and model.tokenizer is not None and model.tokenizer.available:
+        raise ConfigError(
+            f"'model.tokenizer' is {settings.tokenizer!r}, but the model has a tokenizer, which its "
+            "embeddings belong to; leave it out, or put another in its place with 'model.new_tokenizer'"
+        )
     if settings.tokenizer is not None:
         folder = Path(local_path(settings.tokenizer, recipe.folder))
         model.tokenizer = Tokenizer.from_folder(folder, model.config.vocab_size)

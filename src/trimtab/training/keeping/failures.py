@@ -34,7 +34,7 @@ def not_finite(
     except OutputError as error:
         kept = f"the texts of that step could not be kept ({error})"
     return NumericsError(
-        f"{what} at step {step}; {kept}, and the last checkpoint is as it was. "
+        f"{what} at step {step}; {kept}, and checkpoints are as they were. "
         f"Likely fixes, in a new run: {FIXES}"
     )
 

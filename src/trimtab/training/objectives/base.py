@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from trimtab.errors import ConfigError
 from trimtab.models.transformer import Model
 from trimtab.training.data.batch import Batch
 
@@ -28,6 +30,15 @@ class Objective(ABC):
 
     def __init__(self, options: Any) -> None:
         self.options = options
+
+    def source(self, spec: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A recipe's source as this objective wants it; ConfigError for one that it has no use for."""
+        if spec.get("kind") == "labelled":
+            raise ConfigError(
+                "a source of kind 'labelled' has classes, which this objective leaves unused; set "
+                "'objective: {name: classify, labels: [...]}', or read its texts as 'documents'"
+            )
+        return spec
 
     def extra_modules(self, model: Model) -> nn.Module | None:
         """Parameters beside the model's that are trained with it (a class head), or None."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -65,6 +66,20 @@ class Classify(Objective):
     def __init__(self, options: ClassifyOptions) -> None:
         super().__init__(options)
         self.classifier: Classifier | None = None
+
+    def source(self, spec: Mapping[str, Any]) -> Mapping[str, Any]:
+        if spec.get("kind") != "labelled":
+            raise ConfigError(
+                f"objective 'classify' needs texts with labels, and a source is of kind {spec.get('kind')!r};"
+                " use sources of kind 'labelled'"
+            )
+        own, given = list(self.options.labels), spec.get("labels") or []
+        if given and list(given) != own:
+            raise ConfigError(
+                f"a source has the labels {list(given)} and objective 'classify' {own}; leave them out of "
+                "the source, or write the same in both"
+            )
+        return {**spec, "labels": own}
 
     def extra_modules(self, model: Model) -> nn.Module:
         """The head, made at the first call."""
