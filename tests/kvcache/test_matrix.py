@@ -147,7 +147,9 @@ def test_torch_agrees_with_native(name: str) -> None:
 
 
 @policy
-@pytest.mark.parametrize("options", [dict(max_batch=1), dict(max_step_tokens=24)], ids=str)
+@pytest.mark.parametrize(
+    "options", [pytest.param(dict(max_batch=1), marks=pytest.mark.slow), dict(max_step_tokens=24)], ids=str
+)
 def test_torch_regrouped(name: str, options: dict[str, Any]) -> None:
     whole = scores(make_engine(LOSSY[name], "torch"), TORCH_PAIRS)
     nearly(scores(make_engine(LOSSY[name], "torch", **options), TORCH_PAIRS), whole)

@@ -294,7 +294,7 @@ ANALYTIC: dict[str, Callable[[int], float]] = {
 }
 
 
-@pytest.mark.parametrize("name", LOSSY)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_bytes_held_are_the_analytic_figure(new_cache: Callable[[str], KVCache], name: str) -> None:
     """After a prompt of 100 tokens and after each of 70 generated ones; a second text holds its own."""
     cache = new_cache(LOSSY[name])

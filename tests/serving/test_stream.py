@@ -104,12 +104,14 @@ def test_a_streamed_chat_is_the_whole_one(server: Server, fields: dict[str, Any]
 
 
 def test_the_official_client_reads_streams(client: OpenAI) -> None:
-    whole = client.chat.completions.create(**CHAT).choices[0].message.content
+    whole = client.chat.completions.create(**CHAT)
     fields = CHAT | {"stream": True, "stream_options": {"include_usage": True}}
     with client.chat.completions.create(**fields) as stream:
         chunks = list(stream)
-    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole
-    assert chunks[-1].usage.completion_tokens == 12
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == (
+        whole.choices[0].message.content
+    )
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens > 1
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
@@ -119,17 +121,19 @@ def test_where_usage_and_costs_are_told(server: Server) -> None:
     assert [i for i, chunk in enumerate(plain) if "trimtab" in chunk] == [len(plain) - 1]
     with_usage = server.events("/v1/chat/completions", CHAT | {"stream_options": {"include_usage": True}})
     last = with_usage[-2]
-    assert last["choices"] == [] and last["usage"]["completion_tokens"] == 12
+    assert last["choices"] == []
+    assert last["usage"] == server.post("/v1/chat/completions", CHAT)[1]["usage"]
     assert last["trimtab"].keys() == plain[-1]["trimtab"].keys()
     assert [chunk["usage"] for chunk in with_usage[:-2]] == [None] * (len(with_usage) - 2)
     assert not any("trimtab" in chunk for chunk in with_usage[:-2])
     options = {"stream_options": {"continuous_usage_stats": True}}
     live = server.events("/v1/completions", TEXT | options)[:-1]
     counts = [chunk["usage"]["completion_tokens"] for chunk in live]
-    assert counts == sorted(counts) and counts[-1] == 12 and counts[0] >= 1
+    assert counts == sorted(counts) and counts[0] >= 1
     assert all(chunk["trimtab"]["kv_bytes_held"] > 0 for chunk in live)
     _, whole = server.post("/v1/completions", TEXT)
     assert whole["trimtab"].keys() == live[-1]["trimtab"].keys()
+    assert counts[-1] == whole["usage"]["completion_tokens"]
 
 
 def test_token_ids_of_a_stream(server: Server) -> None:
@@ -141,7 +145,9 @@ def test_token_ids_of_a_stream(server: Server) -> None:
     assert streamed == whole["choices"][0]["token_ids"]
     chunks = server.events("/v1/chat/completions", CHAT | {"return_token_ids": True})[:-1]
     assert chunks[0]["prompt_token_ids"]
-    assert sum(len(chunk["choices"][0].get("token_ids", [])) for chunk in chunks) == 12
+    _, whole = server.post("/v1/chat/completions", CHAT)
+    count = sum(len(chunk["choices"][0].get("token_ids", [])) for chunk in chunks)
+    assert count == whole["usage"]["completion_tokens"]
 
 
 LONG = {"max_tokens": 1500, "ignore_eos": True}
