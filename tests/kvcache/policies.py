@@ -10,6 +10,7 @@ import functools
 import json
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,19 @@ VARIANTS = {
 
 # For tests that take long over all of them.
 SETTINGS = [pytest.param(n, marks=pytest.mark.slow) if n in VARIANTS else n for n in LOSSY]
+
+# One setting of each policy: what plain torch, which takes longest, is asked among the fast tests.
+PLAINEST = {cache.split(":")[0]: name for name, cache in reversed(LOSSY.items())}.values()
+
+
+def both_backends(names: Iterable[str]) -> list[Any]:
+    """(backend, name) pairs, the rare and long ones marked as slow."""
+    fast = {"native": set(LOSSY) - VARIANTS, "torch": set(PLAINEST)}
+    return [
+        pytest.param(backend, name, marks=[] if name in fast[backend] else [pytest.mark.slow])
+        for name in names
+        for backend in ("native", "torch")
+    ]
 
 # Settings that lose nothing of a text within the context.
 IDENTITY = {

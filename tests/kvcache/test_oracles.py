@@ -33,7 +33,7 @@ from kvcache.dense_offload import (
 from kvcache.dense_retrieval import DenseRetrievalHeads
 from kvcache.dense_rotatekv import DenseRotateKV
 from kvcache.dense_scored import DenseExpected, DenseVotes
-from kvcache.policies import LOSSY, VARIANTS, make_engine, small_model, text
+from kvcache.policies import LOSSY, both_backends, make_engine, small_model, text
 from trimtab.attachment import Attachment, Attachments
 from trimtab.kernels.nuq import NuqCodec
 from trimtab.kvcache.kvquant import KVQuant
@@ -119,12 +119,8 @@ def test_every_policy_has_a_twin() -> None:
     assert set(LOSSY) - set(TWINS) == {"streaming, logical positions"}
 
 
-@pytest.mark.parametrize(
-    ("name", "backend"),
-    [(name, "native") for name in TWINS]
-    + [pytest.param(name, "torch", marks=[pytest.mark.slow] if name in VARIANTS else []) for name in TWINS],
-)
-def test_scores_are_those_of_the_dense_twin(name: str, backend: str) -> None:
+@pytest.mark.parametrize(("backend", "name"), both_backends(TWINS))
+def test_scores_are_those_of_the_dense_twin(backend: str, name: str) -> None:
     scored = make_engine(LOSSY[name], backend, max_step_tokens=33).score(PAIRS)
     got = torch.tensor([x for s in scored for x in s.logprobs])
     difference = (got - truth(name)).abs()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import trimtab
 from kernels.libraries import native_kernels
-from kvcache.policies import LOSSY, SETTINGS, feed, make_engine, params, small_model, text
+from kvcache.policies import LOSSY, both_backends, feed, make_engine, params, small_model, text
 from trimtab.engine.setup import build_cache
 from trimtab.kernels.reference import TorchKernels
 from trimtab.kvcache.base import KVCache, Sequence, StepRows
@@ -87,7 +87,7 @@ def prefill(cache: KVCache, sequence: Sequence, content: Text, junk: int) -> lis
     return outs
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(("new_cache", "name"), both_backends(LOSSY), indirect=["new_cache"])
 def test_rejected_rows_leave_no_trace(new_cache: Callable[[str], KVCache], name: str) -> None:
     """Three texts, drafts of 0 to 5 rejected rows at every step, against a cache that never saw them."""
     plain, drafted = new_cache(LOSSY[name]), new_cache(LOSSY[name])
@@ -294,7 +294,7 @@ ANALYTIC: dict[str, Callable[[int], float]] = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(("new_cache", "name"), both_backends(LOSSY), indirect=["new_cache"])
 def test_bytes_held_are_the_analytic_figure(new_cache: Callable[[str], KVCache], name: str) -> None:
     """After a prompt of 100 tokens and after each of 70 generated ones; a second text holds its own."""
     cache = new_cache(LOSSY[name])
