@@ -111,13 +111,6 @@ def test_without_the_mask_every_token_sees_its_whole_text(model: Model, pooling:
             torch.testing.assert_close(found[i], theirs.score(pooled), atol=1e-5, rtol=1e-5)
 
 
-def test_padding_of_a_batch_counts_for_nothing(model: Model) -> None:
-    ours, segments = objective(model, pooling="mean"), some_texts([7, 3, 12])
-    plain, padded = pack(segments), pack(segments, pad_to=16)
-    assert len(padded.tokens) > len(plain.tokens) and ours.units(padded) == ours.units(plain) == 3
-    torch.testing.assert_close(ours.loss_sum(model, padded), ours.loss_sum(model, plain))
-
-
 class WhereIsFive(Source):
     """Texts whose first, middle or last third holds the token 5."""
 

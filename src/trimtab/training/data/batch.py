@@ -10,8 +10,6 @@ import torch
 
 from trimtab.training.data.segments import Segment
 
-_NO_LABEL = -100  # torch's `ignore_index`
-
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -44,17 +42,8 @@ class Batch:
         return Batch(tokens, self.lengths, targets, weights, labels)
 
 
-def pack(segments: Sequence[Segment], pad_to: int | None = None) -> Batch:
-    """One batch of `segments`, in their order, without padding.
-
-    For compiled code and GPUs, which like few different shapes, `pad_to` fills N up to a multiple of it with
-    one more segment of zeros that nothing is learnt from and nothing else attends to.
-    """
-    missing = -sum(map(len, segments)) % pad_to if pad_to else 0
-    if missing:
-        label = _NO_LABEL if segments[0].label is not None else None
-        filler = Segment(np.zeros(missing, np.int64), np.zeros(missing, dtype=bool), label)
-        segments = [*segments, filler]
+def pack(segments: Sequence[Segment]) -> Batch:
+    """One batch of `segments`, in their order, without padding."""
     tokens = np.concatenate([s.tokens for s in segments]).astype(np.int64)
     trained = np.concatenate([s.trained for s in segments])
     lengths = tuple(len(s) for s in segments)
