@@ -32,7 +32,7 @@ from trimtab.training.objectives.base import Objective
 from trimtab.training.optimizers.build import build_optimizers
 from trimtab.training.optimizers.ema import Ema
 from trimtab.training.recipe import Recipe
-from trimtab.training.watching.held_out import Generate, as_used, held_out_loss, validation_metrics
+from trimtab.training.watching.held_out import Generate, as_used, held_out_totals, validation_metrics
 from trimtab.training.watching.logs import RunLogs
 from trimtab.training.watching.progress import Progress
 from trimtab.training.watching.report.write import write_report
@@ -276,9 +276,9 @@ class Trainer:
         with autocast(self.recipe, self.device):
             return self.objective.loss_sum(self.model, batch)
 
-    def _held_out(self, batch: Batch) -> torch.Tensor:
+    def _held_out(self, batch: Batch) -> dict[str, torch.Tensor]:
         with autocast(self.recipe, self.device):
-            return self.objective.held_out_sum(self.model, batch)
+            return self.objective.held_out_sums(self.model, batch)
 
     def _failure(self, what: str, segments: Sequence[Segment]) -> NumericsError:
         folder = self.folder.failures if self.ranks.is_first else None
@@ -291,10 +291,10 @@ class Trainer:
     def _validate(self) -> dict[str, Any]:
         with self.ema.in_place() if self.ema else nullcontext(), as_used(self.module):
             micro_batches = self.ranks.micro_batches(self.validation, self.recipe.micro_batch_tokens)
-            found = held_out_loss(micro_batches, self._held_out, self.objective.units)
-            total, units = self.ranks.all_sum(*found)
+            found = held_out_totals(micro_batches, self._held_out, self.objective.units)
+            totals = dict(zip(found, self.ranks.all_sum(*found.values()), strict=True))
             self.ranks.reshard(self.module)
-        return validation_metrics(total, units, self.validation_bytes)
+        return validation_metrics(totals, self.validation_bytes)
 
     def _generate(self, prompts: list[str]) -> list[str]:
         assert self.generate is not None

@@ -55,6 +55,9 @@ class Objective(ABC):
     def loss_sum(self, model: Model, batch: Batch) -> torch.Tensor:
         """The float32 sum of losses, with gradients."""
 
-    def held_out_sum(self, model: Model, batch: Batch) -> torch.Tensor:
-        """What is reported of held-out data: the same without terms that only steer the training."""
-        return self.loss_sum(model, batch)
+    def held_out_sums(self, model: Model, batch: Batch) -> dict[str, torch.Tensor]:
+        """What is reported of held-out data, each as the mean over all units.
+
+        `loss` is without terms that only steer the training; any other NAME is logged as `validation_NAME`.
+        """
+        return {"loss": self.loss_sum(model, batch)}

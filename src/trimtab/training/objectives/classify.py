@@ -94,14 +94,24 @@ class Classify(Objective):
         return int((self._labels(batch) >= 0).sum())
 
     def loss_sum(self, model: Model, batch: Batch) -> torch.Tensor:
-        assert self.classifier is not None, "extra_modules comes first"
-        logits = self.classifier(model, batch.tokens, batch.lengths)
-        return nn.functional.cross_entropy(logits, self._labels(batch), reduction="sum", ignore_index=-100)
+        return self._loss(self._logits(model, batch), batch)
+
+    def held_out_sums(self, model: Model, batch: Batch) -> dict[str, torch.Tensor]:
+        logits = self._logits(model, batch)
+        right = (logits.argmax(-1) == self._labels(batch)).sum()
+        return {"loss": self._loss(logits, batch), "accuracy": right}
 
     def save_extra(self, folder: Path, model: Model) -> None:
         """Write the head into the folder of the trained `model`."""
         assert self.classifier is not None
         self.classifier.save(folder, model)
+
+    def _logits(self, model: Model, batch: Batch) -> torch.Tensor:
+        assert self.classifier is not None, "extra_modules comes first"
+        return self.classifier(model, batch.tokens, batch.lengths)
+
+    def _loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return nn.functional.cross_entropy(logits, self._labels(batch), reduction="sum", ignore_index=-100)
 
     def _labels(self, batch: Batch) -> torch.Tensor:
         if batch.labels is None:

@@ -59,8 +59,8 @@ class LanguageModelling(Objective):
     def loss_sum(self, model: Model, batch: Batch) -> torch.Tensor:
         return self._sum(model, batch, self.options.z_loss)
 
-    def held_out_sum(self, model: Model, batch: Batch) -> torch.Tensor:
-        return self._sum(model, batch, 0.0)
+    def held_out_sums(self, model: Model, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"loss": self._sum(model, batch, 0.0)}
 
     def _sum(self, model: Model, batch: Batch, z_loss: float) -> torch.Tensor:
         attend = PackedAttend(model.config, model.rotary, batch.lengths, batch.tokens.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,25 +29,25 @@ def as_used(module: nn.Module):
         module.train(was_training)
 
 
-def held_out_loss(
+def held_out_totals(
     micro_batches: Sequence[MicroBatch],
-    loss: Callable[[Batch], torch.Tensor],
+    sums: Callable[[Batch], Mapping[str, torch.Tensor]],
     units: Callable[[Batch], int],
-) -> tuple[float, int]:
-    """The sum of `loss` over the micro-batches in nats, and the units it is summed over."""
-    total, count = 0.0, 0
+) -> dict[str, float]:
+    """Each of the `sums` over all micro-batches, the loss in nats, and the `units` they are summed over."""
+    totals = {"units": 0.0}
     for micro in micro_batches:
-        value = loss(micro.batch).item()
+        for name, value in sums(micro.batch).items():
+            totals[name] = totals.get(name, 0.0) + (value.item() if micro.counts else 0.0)
         if micro.counts:
-            total += value
-            count += units(micro.batch)
-    return total, count
+            totals["units"] += units(micro.batch)
+    return totals
 
 
-def validation_metrics(total: float, units: float, text_bytes: int | None) -> dict[str, Any]:
-    """Nats and perplexity per unit (a token), and bits per byte of the `text_bytes` of the trained text."""
-    mean = total / units
-    found = {"validation_loss": mean, "validation_perplexity": math.exp(min(mean, 700.0))}
+def validation_metrics(totals: Mapping[str, float], text_bytes: int | None) -> dict[str, Any]:
+    """Means per unit, the perplexity, and bits per byte of the `text_bytes` of the trained text."""
+    found = {f"validation_{name}": sum_ / totals["units"] for name, sum_ in totals.items() if name != "units"}
+    found["validation_perplexity"] = math.exp(min(found["validation_loss"], 700.0))
     if text_bytes:
-        found["validation_bits_per_byte"] = total / math.log(2) / text_bytes
+        found["validation_bits_per_byte"] = totals["loss"] / math.log(2) / text_bytes
     return found

@@ -122,6 +122,8 @@ def figures(records: Records, unit: str = "token") -> list[tuple[str, str]]:
         found.append((f"validation loss, nats per {unit}", f"{final['validation_loss']:.4f}"))
         found.append(("lowest so far", f"{best['validation_loss']:.4f} at step {best['step']:,}"))
         found.append(("validation perplexity", format_number(math.exp(min(final["validation_loss"], 700.0)))))
+        if "validation_accuracy" in final:
+            found.append(("validation, share classified right", f"{final['validation_accuracy']:.1%}"))
         if "validation_bits_per_byte" in final:
             found.append(("validation, bits per byte", f"{final['validation_bits_per_byte']:.4f}"))
     found.append(("tokens a second, median", f"{speed:,.0f}"))
