@@ -32,6 +32,7 @@ class ModelSettings:
     new_tokenizer: a folder with a tokenizer to put in the place of the model's, for another language.
     new_embeddings: where the rows of its tokens come from; see `replace_tokenizer`.
     layers, intermediate_size: grow the loaded model to these sizes without changing what it computes.
+    blend, blend_share: another model of the same shape, and its share in a mean to start from (half).
     rope_theta, context: train on with another base of the rotary embedding and a longer context.
     """
 
@@ -42,12 +43,20 @@ class ModelSettings:
     new_embeddings: Literal["fvt", "mean", "random"] = "fvt"
     layers: int | None = None
     intermediate_size: int | None = None
+    blend: str | None = None
+    blend_share: float | None = None
     rope_theta: float | None = None
     context: int | None = None
 
     def __post_init__(self) -> None:
         if (self.source is None) == (self.config is None):
             raise ConfigError("the recipe's 'model' needs either 'source' or 'config', and not both")
+        if self.blend_share is not None and not 0 <= self.blend_share <= 1:
+            raise ConfigError(f"'blend_share' of the model is {self.blend_share}; it must be from 0 to 1")
+        if self.blend is not None and self.source is None:
+            raise ConfigError("'blend' of the model needs a 'source' to be blended with")
+        if self.blend_share is not None and self.blend is None:
+            raise ConfigError("'blend_share' of the model is the share of 'blend', which is missing")
         if self.config is not None and not isinstance(self.config, Mapping):
             raise ConfigError(f"'config' of the model is {self.config!r}; it must be a mapping of settings")
 

@@ -16,6 +16,7 @@ from trimtab.registry import OBJECTIVES
 from trimtab.training.data.sources.build import SourceContext
 from trimtab.training.objectives.base import Objective
 from trimtab.training.recipe import ModelSettings, Recipe
+from trimtab.training.starting.blending import blend
 from trimtab.training.starting.growing import grow
 from trimtab.training.starting.initial import initial_model
 from trimtab.training.starting.tokenizers.replace import replace_tokenizer
@@ -27,6 +28,9 @@ def build_model(recipe: Recipe) -> Model:
     if settings.source is not None:
         source = local_path(settings.source, recipe.folder)
         model = load(None if source == "shipped" else source, dtype="float32")
+        if settings.blend is not None:
+            other = load(local_path(settings.blend, recipe.folder), dtype="float32")
+            model = blend(model, other, 0.5 if settings.blend_share is None else settings.blend_share)
     else:
         assert settings.config is not None
         model = initial_model(config_from_dict(settings.config, where="'model.config'"), recipe.seed)
