@@ -41,6 +41,7 @@ def main() -> None:
     except TrimtabError as error:
         sys.exit(f"error: {error}")
     args.out.write_text(json.dumps(plain(report), indent=1) + "\n", encoding="utf-8")
+    print(side_by_side(args.models, list(report["models"].values())))
     note(f"written: {args.out}")
 
 
@@ -127,6 +128,21 @@ def skill_figures(model: Model, samples: int) -> dict[str, Any]:
         passkeys[str(length)] = share(task.run(engine, TaskContext()).metrics["passkey"])
     note("  passkeys: " + ", ".join(f"{length}: {f['share']:.2f}" for length, f in passkeys.items()))
     return {"skills": skills, "passkeys": passkeys}
+
+
+def side_by_side(names: list[str], figures: list[dict[str, Any]]) -> str:
+    """A Markdown table of all figures, one column a model."""
+    rows: dict[str, list[str]] = {
+        "held-out books, bits per byte": [f"{f['books']['bits_per_byte']:.3f}" for f in figures],
+    }
+    for length in PASSKEYS:
+        shares = [f["passkeys"][str(length)]["share"] for f in figures]
+        rows[f"passkey in {length:,} tokens"] = [f"{value:.2f}" for value in shares]
+    for skill in figures[0]["skills"]:
+        rows[f"`{skill}`"] = [f"{f['skills'][skill]['share']:.2f}" for f in figures]
+    lines = [f"| | {' | '.join(names)} |", f"|---|{'--:|' * len(names)}"]
+    lines += [f"| {what} | {' | '.join(cells)} |" for what, cells in rows.items()]
+    return "\n".join(lines)
 
 
 def share(metric: Metric) -> dict[str, Any]:
