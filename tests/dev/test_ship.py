@@ -83,7 +83,8 @@ def test_a_model_takes_the_place_of_the_old_one(ship: Any, place: Path, run: Pat
         assert torch.equal(weight, trained.state_dict()[name])
     assert not (place / "draft" / "attachments").exists(), "what was fitted for the old one is still there"
     card = (place / "draft" / "README.md").read_text()
-    for figure in ("1.800 bits per byte", "0.750 ± 0.100", "0.250 ± 0.050", "0.52", "0.89M", "4.250"):
+    size = f"{model.num_parameters() / 1e6:.2f}M"
+    for figure in ("1.800 bits per byte", "0.750 ± 0.100", "0.250 ± 0.050", "0.52", size, "4.250"):
         assert figure in card
     assert "books 75%, skills 25%" in card and "secret" not in card and "$" not in card
     picture = ElementTree.parse(place / "draft" / "curves.svg")
