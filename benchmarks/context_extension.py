@@ -2,8 +2,8 @@
 
     benchmarks/context_extension.py runs/tiny/model runs/long-4x/model runs/long-16x/model
 
-Every model is asked at every length, also beyond its context: the limit is lifted then and nothing else is
-changed, which shows what the first one does there before it is extended. The loss is that of the same
+A model is also asked beyond its context, up to `--beyond` times as far: the limit is lifted then and nothing
+else is changed, which shows what the first one does there before it is extended. The loss is that of the same
 held-out text in windows of 2,048 tokens (what is lost on short texts) and of each longer length (whether more
 context helps or hurts).
 """
@@ -32,13 +32,23 @@ def main() -> None:
     parser.add_argument("models", nargs="+", help="folders: the extended one, then the results")
     parser.add_argument("--lengths", nargs="+", type=positive, default=[1024, 2048, 4096, 8192])
     parser.add_argument("--depths", type=positive, default=5, help="places of the needle, from start to end")
-    parser.add_argument("--samples", type=positive, default=4, help="prompts for each length and depth")
+    parser.add_argument(
+        "--samples", nargs="+", type=positive, default=[4], help="prompts a cell, for all or each length"
+    )
+    parser.add_argument("--beyond", type=positive, default=4, help="times its context a model is asked")
     parser.add_argument("--windows", type=positive, default=4, help="windows of the longest length to score")
     options = begin(parser)
+    if len(options.samples) == 1:
+        options.samples *= len(options.lengths)
+    if len(options.samples) != len(options.lengths):
+        parser.error(
+            f"--samples: {len(options.samples)} for {len(options.lengths)} --lengths; give 1 or as many"
+        )
 
     depths = depths_of(options.depths)
-    columns = ["model", "rope base", "context", "prompt", *(f"at {depth:.0%}" for depth in depths), "found"]
-    needles = Table(f"Needles found, {options.samples} prompts a cell", columns)
+    places = [f"at {depth:.0%}" for depth in depths]
+    columns = ["model", "rope base", "context", "prompt", "a cell", *places, "found"]
+    needles = Table("Needles found, by length and depth of the prompt", columns)
     lengths = sorted({SHORT, *(length for length in options.lengths if length > SHORT)})
     losses = Table(
         "Loss on held-out text, nats per token", ["model", *(f"windows of {length:,}" for length in lengths)]
@@ -53,24 +63,28 @@ def one(name: str, options: Any, lengths: list[int], needles: Table, losses: Tab
     """Measure one model and add its rows."""
     model = trimtab.load(name, dtype="float32")
     context, base = model.config.context_length, model.config.rope.theta
-    longest = max(*options.lengths, *lengths) + ROOM
+    farthest = context * options.beyond
+    longest = max(length for length in lengths if length <= farthest) + ROOM
     if context < longest:
         model = with_context(model, ModelSettings(source=name, context=longest))
     found: dict[str, Any] = {"context": context, "rope_theta": base, "needles": {}, "loss": {}}
     engine = trimtab.Engine(model, threads=options.threads, prefix_caching=False, max_batch=4)
-    for length in options.lengths:
+    for length, samples in zip(options.lengths, options.samples, strict=True):
+        if length > farthest:
+            continue
         progress(f"{name}: needles in {length:,} tokens")
-        task = Needle(NeedleOptions((length,), depths=options.depths, samples=options.samples))
+        task = Needle(NeedleOptions((length,), depths=options.depths, samples=samples))
         result = task.run(engine, TaskContext())
         cells = [row[0] for row in result.detail["accuracy"]]
         total = result.metrics["accuracy"].value
         shown = [f"{cell:.0%}" for cell in (*cells, total)]
-        needles.add(name, f"{base:,.0f}", f"{context:,}", f"{length:,}", *shown)
+        needles.add(name, f"{base:,.0f}", f"{context:,}", f"{length:,}", str(samples), *shown)
         found["needles"][str(length)] = {"depths": cells, "found": total}
     for length in lengths:
-        progress(f"{name}: loss in windows of {length:,} tokens")
-        found["loss"][str(length)] = loss_of(model, length, options.windows, max(lengths))
-    losses.add(name, *(f"{found['loss'][str(length)]:.4f}" for length in lengths))
+        if length <= farthest:
+            progress(f"{name}: loss in windows of {length:,} tokens")
+            found["loss"][str(length)] = loss_of(model, length, options.windows, max(lengths))
+    losses.add(name, *(f"{found['loss'][str(n)]:.4f}" if n <= farthest else "" for n in lengths))
     return found
 
 

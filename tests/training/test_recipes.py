@@ -20,8 +20,8 @@ from trimtab.training.starting.tokenizers.train import TokenizerSettings, train_
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 # Those that go on from another's result come after it.
-ORDER = ("tiny/1-books", "tiny/2-mix", "tiny/3-anneal", "tiny/4-more", "tiny/5-drill",
-         "tiny/6-end", "tiny/7-blend", "draft", "chat", "lora", "continue", "classify", "new-language",
+ORDER = ("tiny/1-books", "tiny/2-mix", "tiny/3-anneal", "tiny/4-more", "tiny/5-drill", "tiny/6-end",
+         "tiny/7-blend", "tiny/8-last", "draft", "chat", "lora", "continue", "classify", "new-language",
          "long-4x", "long-16x")  # fmt: skip
 FAST = ("tiny/1-books", "chat")
 PROSE = (
