@@ -17,7 +17,7 @@ TASKS = (
     "perplexity:context=96,stride=32,windows=3",
     "needle:lengths=128,depths=2,samples=2",
     "needle:lengths=128,depths=2,samples=2,question=hidden",
-    "skills:samples=1",
+    "skills:skills=json+repeat,samples=1",
     "speed:prompt=48,tokens=8,concurrency=1+2,rounds=1",
 )
 
