@@ -259,8 +259,9 @@ def finish(
             for c in claims
         ],
         **record,
-        "options": vars(options),
+        "options": {option: _without_folder(value) for option, value in vars(options).items()},
         **origin,
+        "command": [_without_folder(word) for word in origin["command"]],
     }
     machine = _machine(origin)
     if options.load_average is not None:
@@ -289,6 +290,11 @@ def _machine(origin: Mapping[str, Any]) -> str:
         f"{hw['cpu']}, {hw['cores']} cores, {hw['ram_gb']} GB RAM, {hw['gpu'] or 'no GPU'}; {packages}; "
         f"{hw['compiler'] or 'no compiler'}; {origin['date']}, commit {origin['commit'] or 'unknown'}"
     )
+
+
+def _without_folder(value: Any) -> Any:
+    """Results are published: where something lies on one machine is nobody's business."""
+    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
 
 
 def _slug(origin: Mapping[str, Any]) -> str:
