@@ -129,6 +129,8 @@ def test_scores_are_those_of_the_dense_twin(backend: str, name: str) -> None:
         assert difference.quantile(0.9) < 1e-3 and difference.mean() < 5e-3
     else:
         assert difference.max() < 1e-4
+    # Agreeing with a twin says little where the twin is like the full cache.
+    assert ((truth(name) - truth("full")).abs().mean() > 0.005) == (name != "full")
 
 
 def test_logical_positions_are_the_full_cache_with_rows_hidden() -> None:
@@ -140,10 +142,3 @@ def test_logical_positions_are_the_full_cache_with_rows_hidden() -> None:
 
     for pair, got in zip(PAIRS, make_engine(LOSSY["streaming, logical positions"]).score(PAIRS), strict=True):
         assert got.logprobs == pytest.approx(score(small_model(), Hidden(), *pair), abs=1e-4)
-
-
-def test_the_twins_differ_from_the_full_cache() -> None:
-    """Otherwise agreeing with them would say little."""
-    for name in TWINS:
-        difference = (truth(name) - truth("full")).abs().mean()
-        assert (difference > 0.005) == (name != "full"), name
