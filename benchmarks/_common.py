@@ -261,7 +261,7 @@ def finish(
         **record,
         "options": {option: _without_folder(value) for option, value in vars(options).items()},
         **origin,
-        "command": [_without_folder(word) for word in origin["command"]],
+        "command": _without_folder(origin["command"]),
     }
     machine = _machine(origin)
     if options.load_average is not None:
@@ -294,6 +294,8 @@ def _machine(origin: Mapping[str, Any]) -> str:
 
 def _without_folder(value: Any) -> Any:
     """Results are published: where something lies on one machine is nobody's business."""
+    if isinstance(value, list):
+        return [_without_folder(one) for one in value]
     return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
 
 
